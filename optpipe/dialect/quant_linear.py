@@ -1,0 +1,86 @@
+"""``quant_linear``: a linear layer whose weight is stored in 4 or 8 bits.
+
+    y = x · Wᵀ + bias        W[n, k] = (u[n, k] − 2^(bits−1)) · scale[n, k // g]          symmetric
+                             W[n, k] = u[n, k] · scale[n, k // g] + minimum[n, k // g]    float minimum
+
+The codes u are unsigned and packed little end first, 32 / bits to an int32 word. Whether activations are
+rounded too is the kernel's choice within its target's contract; the body does not.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .op import accumulator, define
+
+
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes [..., K] as uint8 from words [..., K·bits/32]. int32."""
+    if bits == 8:
+        return packed.contiguous().view(torch.uint8)
+    bytes_ = packed.contiguous().view(torch.uint8)
+    return torch.stack((bytes_ & 15, bytes_ >> 4), dim=-1).flatten(-2)
+
+
+def dequantize(
+    packed: torch.Tensor, scale: torch.Tensor, minimum: torch.Tensor | None, bits: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The weight's values: [..., N, K] in ``dtype``; the group width is K over the columns of ``scale``."""
+    codes = unpack(packed, bits)
+    groups = scale.shape[-1]
+    value = codes.to(dtype).unflatten(-1, (groups, -1))
+    if minimum is None:
+        value = value.sub_(1 << (bits - 1)).mul_(scale.to(dtype).unsqueeze(-1))
+    else:
+        value = value.mul_(scale.to(dtype).unsqueeze(-1)).add_(minimum.to(dtype).unsqueeze(-1))
+    return value.flatten(-2)
+
+
+def _fake(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    minimum: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    bits: int,
+    group: int,
+) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], packed.shape[0]))
+
+
+@define(
+    "quant_linear(Tensor x, Tensor packed, Tensor scale, Tensor? minimum=None, Tensor? bias=None, *,"
+    " int bits, int group) -> Tensor",
+    fake=_fake,
+)
+def quant_linear(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    minimum: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    *,
+    bits: int,
+    group: int,
+) -> torch.Tensor:
+    """Linear layer over packed weights.
+
+    Args:
+        x: [..., K].
+        packed: [N, K·bits/32] int32.
+        scale: [N, K/g].
+        minimum: [N, K/g], or None for the symmetric grid.
+        bias: [N] or None.
+        bits: 4 or 8.
+        group: inputs that share a scale, g; −1 for one scale a row.
+
+    Returns:
+        [..., N], in ``x``'s dtype.
+
+    Source: the symmetric form is compressed-tensors' ``pack-quantized``; the other is GGUF's Q4_1 grid.
+    """
+    wide = accumulator(x)
+    weight = dequantize(packed, scale, minimum, bits, wide)
+    out = torch.nn.functional.linear(x.to(wide), weight, None if bias is None else bias.to(wide))
+    return out.to(x.dtype)
