@@ -1,0 +1,1 @@
+"""What passes rewrite: FX graphs without a batch dimension, their weights, and how the reference runs them."""

@@ -1,0 +1,144 @@
+"""Run a graph on the dialect's bodies: the reference, and what every contract is measured with.
+
+Weights come from the lazy store one node at a time and are let go after their last use, so a model that
+does not fit in memory can still be checked. A dialect op runs its body, never a registered kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..dialect import body_of
+from ..weights.store import Weights
+from . import streamed
+from .nodes import aten, is_call, value
+
+Observer = Callable[[fx.Node, tuple[Any, ...]], None]
+
+
+@dataclass
+class Interpreter:
+    """Runs one graph again and again.
+
+    Attributes:
+        gm: the graph; its get_attr nodes name entries of ``weights``.
+        weights: real values.
+        dtype: what the graph's float32 stands for: float32, or float64 for a check without noise.
+        device: where to compute.
+        resident: keep weights in memory once they are read.
+        observe: called with every node and its real arguments before it runs.
+    """
+
+    gm: fx.GraphModule
+    weights: Weights
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    resident: bool = False
+    observe: Observer | None = None
+
+    def __post_init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+        self._order = [node for node in self.gm.graph.nodes if node.op != "placeholder"]
+        self._inputs = [node for node in self.gm.graph.nodes if node.op == "placeholder"]
+        self._deferred = {n for n in self._order if n.op == "get_attr" and self._read_by_rows(n)}
+        self._bodies = {n: body_of(n.target) for n in self._order if n.op == "call_function"}
+        self._done_after = _last_uses(self.gm.graph)
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        """Run the graph.
+
+        Args:
+            inputs: a tensor for every placeholder, by name; caches are changed in place.
+
+        Returns:
+            What the graph returns, tensors for nodes.
+        """
+        env: dict[fx.Node, Any] = {}
+        for node in self._inputs:
+            given = inputs[node.name]
+            env[node] = given if node.meta.get("kind") == "cache" else self._widen(given.to(self.device))
+        for node in self._order:
+            if node.op == "output":
+                return fx.node.map_arg(node.args[0], env.__getitem__)
+            env[node] = self._load(node) if node.op == "get_attr" else self._call(node, env)
+            for done in self._done_after.get(node, ()):
+                del env[done]
+        raise AssertionError("a graph ends with its output")
+
+    def _call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        args = fx.node.map_arg(node.args, env.__getitem__)
+        kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
+        if self.observe is not None:
+            self.observe(node, args)
+        table = node.args[1] if is_call(node, aten.linear) else node.args[0] if node.args else None
+        if isinstance(table, fx.Node) and table in self._deferred:
+            weight = self.weights[str(table.target)]
+            if is_call(node, aten.linear):
+                return streamed.linear(args[0], weight, args[2] if len(args) > 2 else None)
+            return streamed.embedding(weight, args[1], self._compute_dtype(value(table).dtype))
+        return self._bodies[node](*self._dtypes(args), **self._dtypes(kwargs))
+
+    def _load(self, node: fx.Node) -> torch.Tensor | None:
+        if node in self._deferred:
+            return None
+        name = str(node.target)
+        if name in self._kept:
+            return self._kept[name]
+        tensor = self.weights[name].load().to(self.device)
+        want = value(node).dtype
+        if want.is_floating_point:
+            tensor = tensor.to(self._compute_dtype(want))
+        if self.resident:
+            self._kept[name] = tensor
+        return tensor
+
+    def _read_by_rows(self, node: fx.Node) -> bool:
+        """Whether a weight is only looked up by rows, or too large to be held whole."""
+        if self.resident or self.device.type != "cpu":
+            return False
+        if all(is_call(user, aten.embedding) and user.args[0] is node for user in node.users):
+            return True
+        return streamed.is_large(self.weights[str(node.target)], self.dtype) and all(
+            (is_call(user, aten.linear) and user.args[1] is node and user.args[0] is not node)
+            or (is_call(user, aten.embedding) and user.args[0] is node)
+            for user in node.users
+        )
+
+    def _compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return self.dtype if dtype is torch.float32 else dtype
+
+    def _widen(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._compute_dtype(tensor.dtype))
+
+    def _dtypes(self, arg: Any) -> Any:
+        """Arguments that name float32 name the dtype it stands for."""
+        if self.dtype is torch.float32:
+            return arg
+        if isinstance(arg, torch.dtype):
+            return self._compute_dtype(arg)
+        if isinstance(arg, tuple | list):
+            return type(arg)(self._dtypes(item) for item in arg)
+        if isinstance(arg, dict):
+            return {name: self._dtypes(item) for name, item in arg.items()}
+        return arg
+
+
+def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For every node, the values that are no longer needed once it has run."""
+    seen: set[fx.Node] = set()
+    done: dict[fx.Node, list[fx.Node]] = {}
+    for node in reversed(graph.nodes):
+        if node.op == "output":
+            seen.update(node.all_input_nodes)
+            continue
+        for operand in (*node.all_input_nodes, node):
+            if operand not in seen and operand.op != "placeholder":
+                seen.add(operand)
+                done.setdefault(node, []).append(operand)
+    return done

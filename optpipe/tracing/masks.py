@@ -1,0 +1,87 @@
+"""While a model is traced, its mask functions say what they mean instead of building a tensor.
+
+transformers' models call ``create_causal_mask`` and its relatives from their own module. For the length of
+the trace those names emit ``optpipe::mask(kind, size)``, so that every attention call carries the mask
+its model really asked for: several models build window or chunk masks and never pass ``sliding_window``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import TraceError
+
+MaskFunction = Callable[..., torch.Tensor]
+
+# transformers' function → (kind of mask, config attribute that holds its size)
+MEANINGS: dict[str, tuple[str, str | None]] = {
+    "create_causal_mask": ("causal", None),
+    "create_sliding_window_causal_mask": ("window", "sliding_window"),
+    "create_chunked_causal_mask": ("chunk", "attention_chunk_size"),
+}
+
+# functions whose mere call says that the model is not a plain causal decoder
+REFUSED: dict[str, str] = {
+    "create_bidirectional_mask": "it attends in both directions",
+    "create_bidirectional_sliding_window_mask": "it attends in both directions",
+    "create_recurrent_attention_mask": "it keeps a recurrent or convolutional state that mixes tokens",
+}
+
+# arguments that change a mask's meaning; anything but None is refused
+OVERLAYS = ("or_mask_function", "and_mask_function", "block_sequence_ids")
+
+
+def _capturing(name: str) -> MaskFunction:
+    kind, attribute = MEANINGS[name]
+
+    def capture(config: Any, inputs_embeds: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        for overlay in OVERLAYS:
+            if kwargs.get(overlay) is not None:
+                raise TraceError(f"{name} was called with {overlay}, which is more than a {kind} mask")
+        if not getattr(config, "is_causal", True):
+            raise TraceError(f"{name} was called by a model that is not causal: it attends in both directions")
+        size = None if attribute is None else getattr(config, attribute, None)
+        if attribute is not None and size is None:
+            raise TraceError(f"{name} was called but the config has no {attribute}")
+        return torch.ops.optpipe.mask(inputs_embeds, kind=kind, size=size)
+
+    return capture
+
+
+def _refusing(name: str) -> MaskFunction:
+    def refuse(*args: Any, **kwargs: Any) -> torch.Tensor:
+        raise TraceError(f"the model cannot be served as a causal decoder: {REFUSED[name]} ({name})")
+
+    return refuse
+
+
+@contextlib.contextmanager
+def captured_masks(model: nn.Module) -> Iterator[None]:
+    """Replace the mask functions in every module that a part of ``model`` was defined in."""
+    import transformers.masking_utils
+
+    replacements = {name: _capturing(name) for name in MEANINGS} | {name: _refusing(name) for name in REFUSED}
+    homes = {sys.modules[type(part).__module__] for part in model.modules()} | {transformers.masking_utils}
+    patterns = transformers.masking_utils.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+    saved_patterns = dict(patterns)
+    saved: list[tuple[Any, str, Any]] = []
+    try:
+        for home in homes:
+            for name, function in replacements.items():
+                if hasattr(home, name):
+                    saved.append((home, name, getattr(home, name)))
+                    setattr(home, name, function)
+        patterns.update(
+            {kind: replacements.get(getattr(function, "__name__", ""), function) for kind, function in saved_patterns.items()}
+        )
+        yield
+    finally:
+        patterns.update(saved_patterns)
+        for home, name, function in saved:
+            setattr(home, name, function)

@@ -1,0 +1,134 @@
+"""Trace a model: one sequence in, logits out, the number of tokens the only symbol."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+import optpipe.dialect  # noqa: F401  (declares the ops that the hooks emit)
+
+from ..errors import OptpipeError, TraceError
+from ..weights.store import TensorWeight, Weights
+from . import attention_hook, experts
+from .eager import forward_parameters, select_attention
+from .masks import captured_masks
+from .normalize import PREFIX, normalize
+
+EXAMPLE_TOKENS = 11  # odd, prime, and no size that a model is likely to have
+MAX_TOKENS = 1 << 20
+
+
+@dataclass
+class Traced:
+    """A traced model.
+
+    Attributes:
+        gm: the graph; its get_attr tensors are on meta and carry dtype and shape only.
+        weights: their values, lazily, by the same names; constants of the model's code included.
+        constants: the names in ``weights`` that no checkpoint has (rotary frequencies and the like).
+    """
+
+    gm: fx.GraphModule
+    weights: Weights
+    constants: frozenset[str]
+
+
+class _Logits(nn.Module):
+    """input_ids [1, T], position_ids [1, T] → logits [1, T, V]."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model_ = model
+        self._takes_positions = "position_ids" in forward_parameters(model)
+        assert hasattr(self, PREFIX), f"the wrapper's attribute must be {PREFIX = }"
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+        if self._takes_positions:
+            inputs["position_ids"] = position_ids
+        logits: torch.Tensor = self.model_(**inputs).logits
+        return logits
+
+
+def trace(model: nn.Module, weights: Weights) -> Traced:
+    """Export a model with placeholder parameters to a graph over ``weights``.
+
+    Args:
+        model: the model's own class in float32 and eval mode; its parameters are never read.
+        weights: real values by parameter name.
+
+    Raises:
+        TraceError: the model is not a causal decoder of one sequence, or cannot be exported.
+    """
+    attention_hook.register()
+    experts.register()
+    experts.prepare(model)
+    tokens = torch.export.Dim("T", min=2, max=MAX_TOKENS)
+    example = (torch.zeros(1, EXAMPLE_TOKENS, dtype=torch.long), torch.arange(EXAMPLE_TOKENS)[None])
+    with _capturing(model), torch.no_grad():
+        try:
+            program = torch.export.export(
+                _Logits(model), example, dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
+            )
+            program = _functional(program)
+        except OptpipeError:
+            raise
+        except Exception as error:
+            raise TraceError(f"{type(model).__name__} cannot be exported: {first_line(error)}") from error
+    gm, origins = normalize(program)
+    if not any(isinstance(size, torch.SymInt) for size in _input(gm).meta["val"].shape):
+        raise TraceError(f"{type(model).__name__} fixes the number of tokens while it is traced")
+    own, constants = _values(gm, origins, program, weights)
+    return Traced(gm, own, constants)
+
+
+def _input(gm: fx.GraphModule) -> fx.Node:
+    return next(node for node in gm.graph.nodes if node.op == "placeholder")
+
+
+@contextlib.contextmanager
+def _capturing(model: nn.Module) -> Iterator[None]:
+    select_attention(model, attention_hook.NAME)
+    try:
+        with captured_masks(model):
+            yield
+    finally:
+        select_attention(model, "eager")
+
+
+def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program without in-place operations on intermediate values."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable:
+            return program.run_decompositions({})
+    return program
+
+
+def _values(
+    gm: fx.GraphModule, origins: dict[str, str], program: torch.export.ExportedProgram, weights: Weights
+) -> tuple[Weights, frozenset[str]]:
+    """The values behind the graph's weights: the checkpoint's, else the module's own buffers."""
+    own = weights.overlay()
+    constants = set()
+    state = {**program.state_dict, **program.constants}
+    for node in gm.graph.nodes:
+        if node.op != "get_attr" or node.target in weights:
+            continue
+        name = str(node.target)
+        tensor = state[origins[name]]
+        if isinstance(tensor, nn.Parameter):
+            raise TraceError(f"the checkpoint has no weight named '{name}'")
+        own[name] = TensorWeight(tensor.detach().clone())
+        constants.add(name)
+    return own, frozenset(constants)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
