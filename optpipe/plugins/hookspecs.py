@@ -1,0 +1,138 @@
+"""Every hook optpipe calls, one function a hook. The docstring is the contract; ``docs/hooks.md`` shows it.
+
+Hooks that provide things return an iterable, and each thing has a ``name`` of its own: two plugins that
+claim one name are an error that names both distributions. A hook that raises makes its plugin broken:
+it is named, left out, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pluggy
+
+if TYPE_CHECKING:
+    import click
+
+    from ..sources.source import SourceKind
+
+hookspec = pluggy.HookspecMarker("optpipe")
+
+
+class KernelEntry(Protocol):
+    """What ``optpipe_kernels`` provides: a family of kernels for one kind of device."""
+
+    name: str
+    """As ``optpipe doctor`` lists it."""
+    device: str
+    """A torch device type: ``cpu``, ``cuda``."""
+    ops: tuple[str, ...]
+    """The dialect operations that it covers, without the ``optpipe.`` prefix."""
+
+    def why_not(self) -> str | None:
+        """Why the kernels cannot run on this machine, or None when they can."""
+        ...
+
+
+class TargetEntry(Protocol):
+    """What ``optpipe_targets`` provides: a way to run a Program."""
+
+    name: str
+    """What ``--target`` takes."""
+
+    def load(self, program: Any, weights: Any, **options: Any) -> Any:
+        """Turn a Program and its weights into an executor (``optpipe.targets.protocol.Executor``)."""
+        ...
+
+
+@hookspec
+def optpipe_passes() -> Iterable[type]:
+    """Provide passes.
+
+    Called once, the first time a pipeline is read or passes are listed.
+
+    Returns:
+        Classes derived from ``optpipe.pipeline.Pass``, each with its own ``name``.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def optpipe_model_sources() -> Iterable[SourceKind]:
+    """Provide kinds of places that models come from.
+
+    Called when a model is resolved. Kinds are asked in the order of their ``rank`` (built in: folder 10, gguf
+    20, pypi 30, hub 90, which claims all); the first that claims the text opens it, and the command line says
+    which it was.
+
+    Returns:
+        Objects with ``name``, ``rank``, ``claims(spec)`` and ``open(spec, options)``
+        (``optpipe.sources.SourceKind``).
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def optpipe_kernels() -> Iterable[KernelEntry]:
+    """Provide kernels for operations of the dialect.
+
+    Called when a target that uses kernels is loaded, and by ``optpipe doctor``.
+
+    Returns:
+        Kernel families (:class:`KernelEntry`).
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def optpipe_targets() -> Iterable[TargetEntry]:
+    """Provide targets, which turn a Program and its weights into an executor.
+
+    Called when an artifact is loaded.
+
+    Returns:
+        Targets (:class:`TargetEntry`).
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def optpipe_commands() -> Iterable[click.Command]:
+    """Provide commands of the ``optpipe`` program.
+
+    Implemented by a module of the entry-point group ``optpipe.commands``, not ``optpipe``: an entry point
+    there has the name of one command and is imported when that command is used, so that ``optpipe --help``
+    stays fast. A module may provide several commands; each has an entry point of its own.
+
+    Returns:
+        click commands.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def optpipe_before_pass(pass_: Any, graph: Any, cx: Any) -> None:
+    """Watch a pass that is about to run. Whatever is raised here stops the pipeline and names the plugin.
+
+    Args:
+        pass_: the pass, an instance of ``optpipe.pipeline.Pass``.
+        graph: the graph that it will be given. Not to be changed.
+        cx: its context.
+    """
+
+
+@hookspec
+def optpipe_after_pass(pass_: Any, graph: Any, cx: Any) -> None:
+    """Watch a pass that has run, been verified and kept its contract.
+
+    Args:
+        pass_: the pass, an instance of ``optpipe.pipeline.Pass``.
+        graph: the graph that it left. Not to be changed.
+        cx: its context, which holds the rewrites and the remarks.
+    """
+
+
+def hook_names() -> tuple[str, ...]:
+    """Every hook, in the order of this file."""
+    return tuple(name for name in globals() if name.startswith("optpipe_"))
