@@ -10,11 +10,12 @@ from pathlib import Path
 
 from optpipe.errors import ModelError
 from optpipe.sources.gguf import GgufSource
+from optpipe.sources.pypi import PypiSource
 from optpipe.sources.source import ModelSource, OpenOptions, Progress, SourceKind
 
 __all__ = ["BUILT_IN", "ModelSource", "OpenOptions", "Progress", "SourceKind", "resolve"]
 
-BUILT_IN: tuple[SourceKind, ...] = (GgufSource(),)
+BUILT_IN: tuple[SourceKind, ...] = (GgufSource(), PypiSource())
 
 
 def resolve(
