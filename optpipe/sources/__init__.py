@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from optpipe.errors import ModelError
+from optpipe.sources.folder import FolderSource
 from optpipe.sources.gguf import GgufSource
+from optpipe.sources.hub import HubSource
 from optpipe.sources.pypi import PypiSource
 from optpipe.sources.source import ModelSource, OpenOptions, Progress, SourceKind
 
 __all__ = ["BUILT_IN", "ModelSource", "OpenOptions", "Progress", "SourceKind", "resolve"]
 
-BUILT_IN: tuple[SourceKind, ...] = (GgufSource(), PypiSource())
+BUILT_IN: tuple[SourceKind, ...] = (FolderSource(), GgufSource(), PypiSource(), HubSource())
 
 
 def resolve(

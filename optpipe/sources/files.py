@@ -20,7 +20,7 @@ _PIECE = 1 << 20
 
 
 def cache_folder(options: OpenOptions) -> Path:
-    """Where downloads are kept: ``cache_dir``, $OPTPIPE_CACHE, $XDG_CACHE_HOME/optpipe or ~/.cache/optpipe."""
+    """Where downloads are kept: ``cache_dir``, $OPTPIPE_CACHE, or optpipe in the user's cache folder."""
     if options.cache_dir is not None:
         return options.cache_dir
     if own := os.environ.get("OPTPIPE_CACHE"):

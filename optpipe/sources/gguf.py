@@ -25,9 +25,11 @@ class GgufSource:
     rank: ClassVar[int] = 20
 
     def claims(self, spec: str) -> bool:
+        """See ``SourceKind``."""
         return spec.lower().endswith(".gguf") and ":" not in spec.partition("/")[0]
 
     def open(self, spec: str, options: OpenOptions) -> ModelSource:
+        """See ``SourceKind``."""
         path = Path(spec).expanduser()
         if not path.is_file():
             raise ModelError(f"There is no file '{spec}'.", hint="a GGUF model is named by its path")
@@ -120,7 +122,8 @@ def _halves(rows: int, heads: int) -> torch.Tensor:
 def _generation(file: GgufFile) -> bytes:
     """generation_config.json: the ids that begin, pad and end a text (a turn's end ends it too)."""
     ids: Mapping[str, Any] = {
-        name: file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "eot", "padding")
+        name: file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        for name in ("bos", "eos", "eot", "padding")
     }
     ends = [end for end in dict.fromkeys([ids["eos"], ids["eot"]]) if end is not None]
     content = {"bos_token_id": ids["bos"], "eos_token_id": ends, "pad_token_id": ids["padding"]}

@@ -52,9 +52,11 @@ class Metadata:
         self.file, self.prefix = file, file.architecture
 
     def get(self, key: str) -> Any:
+        """A key of the architecture, or None."""
         return self.file.metadata.get(f"{self.prefix}.{key}")
 
     def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number above zero; absent and without a default it is an error."""
         value = self.get(key)
         if value is None and default is not None:
             return default
@@ -66,6 +68,7 @@ class Metadata:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """A finite number above zero; absent and without a default it is an error."""
         value = self.get(key)
         if value is None and default is not None:
             return default
@@ -96,7 +99,9 @@ def _common(meta: Metadata) -> Config:
     if "token_embd.weight" not in tensors:
         raise ModelError(f"The GGUF file '{meta.file.path.name}' has no tensor 'token_embd.weight'.")
     heads, hidden = meta.integer("attention.head_count"), meta.integer("embedding_length")
-    ids = {name: meta.file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")}
+    ids = {
+        name: meta.file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")
+    }
     return {
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
@@ -256,7 +261,7 @@ def architecture_of(file: GgufFile) -> Architecture:
     name = file.architecture
     if name not in ARCHITECTURES:
         raise ModelError(
-            f"GGUF files of the architecture '{name[:80]}' are not read; read are {', '.join(ARCHITECTURES)}.",
+            f"GGUF files of the architecture '{name[:80]}' are not read, but {', '.join(ARCHITECTURES)} are.",
             hint=nearest(name, ARCHITECTURES) or "use the model's safetensors folder",
         )
     return ARCHITECTURES[name]

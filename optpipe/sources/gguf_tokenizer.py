@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from optpipe.errors import ModelError
 from optpipe.sources.files import cache_folder
-from optpipe.sources.source import OpenOptions
+from optpipe.sources.source import Content, OpenOptions
 
 if TYPE_CHECKING:
     from optpipe.weights.gguf_file import GgufFile
@@ -20,7 +20,7 @@ _LOCAL_KEYS = ("is_local", "local_files_only")  # where transformers found it; m
 _MAX_TEMPLATE = 1 << 20  # characters
 
 
-def tokenizer_files(file: GgufFile, digest: str, options: OpenOptions) -> dict[str, bytes | Path]:
+def tokenizer_files(file: GgufFile, digest: str, options: OpenOptions) -> dict[str, Content]:
     """tokenizer.json, tokenizer_config.json and chat_template.jinja of a GGUF file.
 
     Converting a large vocabulary takes seconds (merges are found again), so the result is cached under
@@ -35,7 +35,9 @@ def tokenizer_files(file: GgufFile, digest: str, options: OpenOptions) -> dict[s
         raise ModelError(f"The GGUF file '{file.path.name}' has no tokenizer in it.")
     template = file.metadata.get("tokenizer.chat_template")
     if template is not None and (not isinstance(template, str) or len(template) > _MAX_TEMPLATE):
-        raise ModelError(f"The chat template in the GGUF file '{file.path.name}' is not a text of sane length.")
+        raise ModelError(
+            f"The chat template in the GGUF file '{file.path.name}' is not a text of sane length."
+        )
     folder = cache_folder(options) / "tokenizers" / f"{digest[:32]}-{transformers.__version__}-{_VERSION}"
     if not folder.is_dir():
         options.report("converting the tokenizer", 0)

@@ -49,7 +49,7 @@ def empty_model(
             )
     except Exception as error:  # the model's constructor may raise anything on a wrong config
         raise ModelError(
-            f"A model of type '{config.get('model_type')}' cannot be built from its config: {first_line(error)}"
+            f"A '{config.get('model_type')}' model cannot be built from its config: {first_line(error)}"
         ) from error
     model.tie_weights()
     _fill_buffers(model)
@@ -85,9 +85,18 @@ def parse_config(
         return text
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
-            f"A '{model_type}' model is not a causal language model.", hint="optpipe takes text generation models"
+            f"A '{model_type}' model is not a causal language model.",
+            hint="optpipe takes text generation models",
         )
     return parsed
+
+
+def config_content(model: PreTrainedModel, config: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of the model itself: the one it came with, or its text part's when that has several."""
+    if config.get("model_type") == model.config.model_type:
+        return config
+    content: dict[str, Any] = model.config.to_dict()
+    return content | {"architectures": [type(model).__name__]}
 
 
 def first_line(error: BaseException) -> str:
@@ -99,7 +108,7 @@ def first_line(error: BaseException) -> str:
 def _unknown(config: dict[str, Any], model_type: str, known: list[str]) -> ModelError:
     if "auto_map" in config:
         return ModelError(
-            f"The model type '{model_type}' is not part of transformers, and the model brings Python code of its own.",
+            f"The model type '{model_type}' is not part of transformers, and comes with its own Python code.",
             hint="--trust-remote-code runs that code; give it only if you trust its author",
         )
     return ModelError(

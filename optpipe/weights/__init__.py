@@ -2,9 +2,10 @@
 
 from optpipe.weights.derived import PermutedRows, ShiftedWeight, TransposedWeight
 from optpipe.weights.grid import GridInfo, QuantizedTensor
-from optpipe.weights.store import GridWeight, LazyWeight, TensorWeight, Weights
+from optpipe.weights.store import BaseWeight, GridWeight, LazyWeight, TensorWeight, Weights
 
 __all__ = [
+    "BaseWeight",
     "GridInfo",
     "GridWeight",
     "LazyWeight",

@@ -61,7 +61,7 @@ def _only(names: list[str], found: Mapping[str, LazyWeight]) -> LazyWeight:
     for name in names[1:]:
         if found[name] is not first and not torch.equal(first.load(), found[name].load()):
             raise ModelError(
-                f"The config ties '{names[0]}' to '{name}', and the checkpoint has different values for the two.",
+                f"The config ties '{names[0]}' to '{name}', and the checkpoint has two different ones.",
                 hint="set tie_word_embeddings to false in its config.json",
             )
     return first

@@ -25,7 +25,7 @@ from optpipe.errors import ModelError
 from optpipe.weights.gguf_file import GgufFile, GgufTensor, ggml_sizes
 from optpipe.weights.grid import GridInfo, QuantizedTensor
 from optpipe.weights.mapped import mapped_bytes, mapped_tensor
-from optpipe.weights.store import LazyWeight, check_rows, no_grid
+from optpipe.weights.store import BaseWeight, LazyWeight, check_rows
 
 _Bytes = npt.NDArray[np.uint8]
 _Grid = tuple[_Bytes, npt.NDArray[np.floating], npt.NDArray[np.floating] | None]
@@ -53,7 +53,7 @@ def _q4_1(blocks: _Bytes) -> _Grid:
 
 
 def _q8_0(blocks: _Bytes) -> _Grid:
-    return blocks[..., 2:] ^ 0x80, _halves(blocks, 0, 1), None  # two's complement to offset binary
+    return blocks[..., 2:] ^ np.uint8(0x80), _halves(blocks, 0, 1), None  # two's complement to offset binary
 
 
 def _q4_k(blocks: _Bytes) -> _Grid:
@@ -85,7 +85,7 @@ _GRIDS = {
 }
 
 
-class GgufWeight:
+class GgufWeight(BaseWeight):
     """One tensor of a GGUF file, on its own grid or dequantized."""
 
     def __init__(self, path: Path, tensor: GgufTensor) -> None:
@@ -93,29 +93,18 @@ class GgufWeight:
         assert sizes is not None, f"{tensor.ggml_type = } must be known: read_gguf checks it"
         self._path, self._tensor = path, tensor
         self._kind, self._per_block, self._block_bytes = sizes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._tensor.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return _PLAIN.get(self._kind, torch.float32)
-
-    @property
-    def nbytes(self) -> int:
-        return self._tensor.nbytes
-
-    @property
-    def grid(self) -> GridInfo | None:
-        return _GRIDS[self._kind].info if self._kind in _GRIDS else None
+        self._row_bytes = tensor.shape[-1] // self._per_block * self._block_bytes
+        grid = _GRIDS[self._kind].info if self._kind in _GRIDS else None
+        super().__init__(tensor.shape, _PLAIN.get(self._kind, torch.float32), tensor.nbytes, grid)
 
     def load(self) -> torch.Tensor:
+        """The values: as stored when they are plain, else dequantized to float32."""
         if self._kind in _PLAIN:
             return self._plain()
         return self._values(self._rows()).reshape(self.shape)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Only those rows, read and dequantized."""
         check_rows(self, index)
         if self._kind in _PLAIN:
             return self._plain()[index]
@@ -123,13 +112,10 @@ class GgufWeight:
         return self._values(data.reshape(-1, self._row_bytes)).reshape(index.shape + self.shape[1:])
 
     def blocks(self) -> QuantizedTensor:
+        """The file's own codes and grid."""
         if self._kind not in _GRIDS:
-            raise no_grid(self)
+            return super().blocks()
         return self._split(self._rows()).each(lambda part: part.reshape(*self.shape[:-1], -1))
-
-    @property
-    def _row_bytes(self) -> int:
-        return self.shape[-1] // self._per_block * self._block_bytes
 
     def _plain(self) -> torch.Tensor:
         tensor = mapped_tensor(self._path, self._tensor.offset, self._tensor.nbytes, self.dtype)

@@ -48,6 +48,7 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
+        """What `general.architecture` says."""
         return str(self.metadata["general.architecture"])
 
 

@@ -52,14 +52,15 @@ class QuantizedTensor:
 
     @property
     def info(self) -> GridInfo:
+        """What the grid is."""
         return GridInfo(self.bits, self.group, self.minimum is not None)
 
     def dequantize(self) -> torch.Tensor:
         """The values in float32, [..., N, K]: one product, then one sum, each rounded once."""
-        grouped = self.codes.unflatten(-1, (-1, self.group_size)).to(torch.float32)
+        grouped: torch.Tensor = self.codes.unflatten(-1, (-1, self.group_size)).to(torch.float32)
         scale = self.scale.to(torch.float32).unsqueeze(-1)
         if self.minimum is None:
-            values = (grouped - float(1 << (self.bits - 1))) * scale
+            values: torch.Tensor = (grouped - float(1 << (self.bits - 1))) * scale
         else:
             values = (grouped * scale) + self.minimum.to(torch.float32).unsqueeze(-1)
         return values.flatten(-2)

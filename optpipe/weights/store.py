@@ -57,64 +57,58 @@ class LazyWeight(Protocol):
         """
 
 
-class TensorWeight:
-    """A weight that is in memory already."""
+class BaseWeight:
+    """What the implementations share: facts set once, rows by way of everything, and no grid."""
 
-    grid = None
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, nbytes: int, grid: GridInfo | None = None
+    ) -> None:
+        self.shape, self.dtype, self.nbytes, self.grid = tuple(shape), dtype, nbytes, grid
+
+    def load(self) -> torch.Tensor:
+        """See ``LazyWeight``."""
+        raise NotImplementedError
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """See ``LazyWeight``."""
+        return self.load()[index]
+
+    def blocks(self) -> QuantizedTensor:
+        """See ``LazyWeight``."""
+        raise ModelError(f"A weight of shape {self.shape} is stored as plain {self.dtype}, not on a grid.")
+
+
+class TensorWeight(BaseWeight):
+    """A weight that is in memory already."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor.detach()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._tensor.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._tensor.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self._tensor.numel() * self._tensor.element_size()
+        super().__init__(tensor.shape, tensor.dtype, tensor.numel() * tensor.element_size())
 
     def load(self) -> torch.Tensor:
+        """The tensor itself."""
         return self._tensor
 
-    def rows(self, index: torch.Tensor) -> torch.Tensor:
-        return self._tensor[index]
 
-    def blocks(self) -> QuantizedTensor:
-        raise no_grid(self)
-
-
-class GridWeight:
+class GridWeight(BaseWeight):
     """A quantized weight that is in memory already."""
-
-    dtype = torch.float32
 
     def __init__(self, blocks: QuantizedTensor) -> None:
         self._blocks = blocks
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._blocks.codes.shape)
-
-    @property
-    def nbytes(self) -> int:
-        parts = (self._blocks.codes, self._blocks.scale, self._blocks.minimum)
-        return sum(part.numel() * part.element_size() for part in parts if part is not None)
-
-    @property
-    def grid(self) -> GridInfo:
-        return self._blocks.info
+        parts = [part for part in (blocks.codes, blocks.scale, blocks.minimum) if part is not None]
+        nbytes = sum(part.numel() * part.element_size() for part in parts)
+        super().__init__(blocks.codes.shape, torch.float32, nbytes, blocks.info)
 
     def load(self) -> torch.Tensor:
+        """The values, dequantized."""
         return self._blocks.dequantize()
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Only those rows, dequantized."""
         return self._blocks.each(lambda part: part[index]).dequantize()
 
     def blocks(self) -> QuantizedTensor:
+        """The tensor itself."""
         return self._blocks
 
 
@@ -200,13 +194,8 @@ class Weights(MutableMapping[str, LazyWeight]):
         return f"Weights({len(self)} tensors, {self.nbytes} bytes)"
 
 
-def no_grid(weight: LazyWeight) -> ModelError:
-    """The error of asking a plain tensor for its grid."""
-    return ModelError(f"A weight of shape {weight.shape} is stored as plain {weight.dtype}, not on a grid.")
-
-
 def check_rows(weight: LazyWeight, index: torch.Tensor) -> None:
     """Our own invariant: the row numbers exist (a bad one would read another tensor's bytes)."""
     if index.numel():
         low, high = int(index.min()), int(index.max())
-        assert 0 <= low and high < weight.shape[0], f"rows {low} to {high} must be in a {weight.shape = }"
+        assert 0 <= low <= high < weight.shape[0], f"rows {low} to {high} must be in a {weight.shape = }"
