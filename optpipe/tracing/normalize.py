@@ -35,8 +35,12 @@ ASSERTS = frozenset(
 PLACE_KEYWORDS = ("device", "pin_memory", "layout")
 
 
-def normalize(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]:
+def normalize(program: ExportedProgram, names: Mapping[str, str]) -> tuple[fx.GraphModule, dict[str, str]]:
     """Rebuild the exported graph.
+
+    Args:
+        program: what ``torch.export`` returned for the wrapper of the tracer.
+        names: parameter name → the name it goes by, so that tied tensors have one.
 
     Returns:
         The graph module, whose get_attr tensors are on meta, and for every weight or constant its name
@@ -48,7 +52,7 @@ def normalize(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]
     for spec in program.graph_signature.output_specs:
         if spec.kind.name.endswith("MUTATION"):
             raise TraceError(f"the model writes to '{spec.target}' while it runs, so it keeps a state between calls")
-    builder = _Builder(program)
+    builder = _Builder(program, names)
     builder.copy(program.graph_module, builder.inputs())
     gm = fx.GraphModule(builder.root, builder.graph)
     gm.graph.lint()
@@ -58,8 +62,9 @@ def normalize(program: ExportedProgram) -> tuple[fx.GraphModule, dict[str, str]]
 class _Builder:
     """One walk over the exported graph, inlining what is wrapped."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
         self.program = program
+        self.names = names
         self.root = fx.GraphModule(torch.nn.Module(), fx.Graph())
         self.graph = fx.Graph()
         self.origins: dict[str, str] = {}
@@ -83,7 +88,8 @@ class _Builder:
         return new
 
     def weight(self, target: str, val: torch.Tensor) -> fx.Node:
-        name = target.removeprefix(f"{PREFIX}.")
+        plain = target.removeprefix(f"{PREFIX}.")
+        name = self.names.get(plain, plain)
         self.origins[name] = target
         set_constant(self.root, name, val)
         node = self.graph.get_attr(name)

@@ -16,6 +16,7 @@ from ..errors import OptpipeError, TraceError
 from ..weights.store import TensorWeight, Weights
 from . import attention_hook, experts
 from .eager import forward_parameters, select_attention
+from .fold_masks import fold_masks
 from .masks import captured_masks
 from .normalize import PREFIX, normalize
 
@@ -80,11 +81,21 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
             raise
         except Exception as error:
             raise TraceError(f"{type(model).__name__} cannot be exported: {first_line(error)}") from error
-    gm, origins = normalize(program)
+    gm, origins = normalize(program, _canonical_names(model))
+    fold_masks(gm)
     if not any(isinstance(size, torch.SymInt) for size in _input(gm).meta["val"].shape):
         raise TraceError(f"{type(model).__name__} fixes the number of tokens while it is traced")
     own, constants = _values(gm, origins, program, weights)
     return Traced(gm, own, constants)
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a tied tensor → the first name it has, which is the one checkpoints use."""
+    first: dict[int, str] = {}
+    names = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names[name] = first.setdefault(id(tensor), name)
+    return names
 
 
 def _input(gm: fx.GraphModule) -> fx.Node:

@@ -1,0 +1,220 @@
+"""One spelling for each thing: what moves no data and changes no number is cancelled or spelt one way.
+
+- casts, copies, expands, slices and products with one that change nothing are dropped;
+- view, unsqueeze, squeeze, flatten and selects of single rows are ``aten.reshape`` with explicit sizes;
+- transposes are ``aten.permute``; those that only move dimensions of one are reshapes;
+- chains of either are one; sizes are read from the inputs.
+
+The pass manager does this after every pass, so that no pass has to look through what another left behind.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from .nodes import Dim, argument, aten, is_call, is_tensor, positive, rank, same_shape, same_size, same_type, shape, value
+from .sizes import as_arguments, size_node
+
+# calls whose result is their first operand when dtype and shape agree
+_MAY_CHANGE_NOTHING = (
+    aten.alias,
+    aten.clone,
+    aten.contiguous,
+    aten.detach,
+    aten.detach_,
+    aten.expand,
+    aten.lift_fresh_copy,
+    aten.slice,
+    aten.to,
+    aten._to_copy,
+    aten.type_as,
+    aten.repeat,
+)
+_RESHAPES = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.unsqueeze.default,
+    aten.squeeze,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.view_as.default,
+)
+_TRANSPOSES = (aten.transpose.int, aten.permute.default, aten.t.default, aten.swapaxes.default, aten.movedim.int)
+
+Rule = Callable[[fx.Graph, fx.Node], fx.Node | None]
+
+
+def canonicalize(gm: fx.GraphModule) -> int:
+    """Rewrite to a fixed point; returns how many nodes were replaced or dropped."""
+    graph, total = gm.graph, 0
+    while True:
+        changed = sum(_visit(graph, node) for node in list(graph.nodes)) + eliminate_dead(graph)
+        total += changed
+        if not changed:
+            return total
+
+
+def eliminate_dead(graph: fx.Graph) -> int:
+    """Erase nodes without users that write nothing; returns how many."""
+    erased = 0
+    for node in reversed(list(graph.nodes)):
+        schema = getattr(node.target, "_schema", None)
+        writes = node.op == "call_function" and schema is not None and schema.is_mutable
+        if not node.users and node.op not in ("placeholder", "output") and not writes:
+            graph.erase_node(node)
+            erased += 1
+    return erased
+
+
+def _visit(graph: fx.Graph, node: fx.Node) -> int:
+    if node.op != "call_function" or node._erased:
+        return 0
+    for rule in _RULES:
+        with graph.inserting_before(node):
+            new = rule(graph, node)
+        if new is not None:
+            new.meta.setdefault("path", node.meta.get("path", ""))
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+            return 1
+    return 0
+
+
+def _add(graph: fx.Graph, target: Any, args: tuple[Any, ...], val: torch.Tensor) -> fx.Node:
+    node = graph.call_function(target, args)
+    node.meta["val"] = val
+    return node
+
+
+def _size(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """sym_size of anything → the size as read from an input."""
+    held = value(node)
+    if isinstance(held, torch.SymInt) and not held.node.expr.is_Integer:
+        found = size_node(graph, held)
+        return found if found is not node and isinstance(found, fx.Node) else None
+    return None
+
+
+def _nothing(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A call that changes neither dtype, shape nor values → its operand."""
+    first = node.args[0] if node.args else None
+    if not is_tensor(first) or not isinstance(value(node), torch.Tensor) or not same_type(node, first):  # type: ignore[arg-type]
+        return None
+    if is_call(node, *_MAY_CHANGE_NOTHING):
+        return first  # type: ignore[return-value]
+    if is_call(node, aten.dropout) and argument(node, 2, "train") is False:
+        return first  # type: ignore[return-value]
+    other = node.args[1] if len(node.args) > 1 else None
+    if is_call(node, aten.mul, aten.div) and isinstance(other, int | float) and other == 1 and len(node.args) == 2:
+        return first  # type: ignore[return-value]
+    if is_call(node, aten.add, aten.sub) and isinstance(other, int | float) and other == 0:
+        return first  # type: ignore[return-value]
+    return None
+
+
+def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Every way to regroup dimensions → one reshape of where the data came from."""
+    if not is_call(node, *_RESHAPES) or not is_tensor(node.args[0]):
+        return None
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    while is_call(source, aten.reshape.default):
+        source = source.args[0]  # type: ignore[assignment]
+    if same_shape(shape(source), shape(node)):
+        return source
+    sizes = as_arguments(graph, shape(node))
+    if node.target is aten.reshape.default and node.args == (source, sizes):
+        return None
+    return _add(graph, aten.reshape.default, (source, sizes), value(node))
+
+
+def _single(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """select of the only row of a dimension, or an expand that only adds dimensions → reshape."""
+    if not is_call(node, aten.select.int, aten.expand.default) or not is_tensor(node.args[0]):
+        return None
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    if is_call(node, aten.select.int):
+        dim = positive(int(node.args[1]), rank(source))  # type: ignore[arg-type]
+        if not same_size(shape(source)[dim], 1):
+            return None
+    elif not same_shape(_no_ones(shape(source)), _no_ones(shape(node))):
+        return None
+    return _add(graph, aten.reshape.default, (source, as_arguments(graph, shape(node))), value(node))
+
+
+def _no_ones(sizes: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    return tuple(size for size in sizes if not same_size(size, 1))
+
+
+def permutation(node: fx.Node) -> list[int] | None:
+    """The order of dimensions that a transpose of any spelling leaves, or None for another call."""
+    if not is_call(node, *_TRANSPOSES) or not is_tensor(node.args[0]):
+        return None
+    count = rank(node.args[0])  # type: ignore[arg-type]
+    order = list(range(count))
+    if is_call(node, aten.permute.default):
+        return [positive(dim, count) for dim in node.args[1]]  # type: ignore[union-attr]
+    if is_call(node, aten.t.default):
+        return order[::-1]
+    a, b = (positive(int(dim), count) for dim in node.args[1:3])  # type: ignore[arg-type]
+    if is_call(node, aten.movedim.int):
+        order.insert(b, order.pop(a))
+    else:
+        order[a], order[b] = order[b], order[a]
+    return order
+
+
+def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Every transpose → one permute of where the data came from, or a reshape when no data moves."""
+    order = permutation(node)
+    if order is None:
+        return None
+    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    while is_call(source, aten.permute.default):
+        order = [list(source.args[1])[dim] for dim in order]  # type: ignore[arg-type]
+        source = source.args[0]  # type: ignore[assignment]
+    if order == sorted(order):
+        return source
+    if _moves_only_ones(source, order):
+        return _add(graph, aten.reshape.default, (source, as_arguments(graph, shape(node))), value(node))
+    if node.target is aten.permute.default and node.args[0] is source and list(node.args[1]) == order:  # type: ignore[arg-type]
+        return None
+    return _add(graph, aten.permute.default, (source, order), value(node))
+
+
+def _moves_only_ones(source: fx.Node, order: list[int]) -> bool:
+    kept = [dim for dim in order if not same_size(shape(source)[dim], 1)]
+    return kept == sorted(kept)
+
+
+def _permuted_ones(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """permute(reshape(x)) where the reshape only added ones, and the reverse, meet as reshape(permute(x))."""
+    if not is_call(node, aten.permute.default) or not is_call(node.args[0], aten.reshape.default):
+        return None
+    regroup: fx.Node = node.args[0]  # type: ignore[assignment]
+    source: fx.Node = regroup.args[0]  # type: ignore[assignment]
+    kept = [dim for dim, size in enumerate(shape(regroup)) if not same_size(size, 1)]
+    if not same_shape(tuple(shape(regroup)[dim] for dim in kept), shape(source)):
+        return None
+    order = [kept.index(dim) for dim in node.args[1] if dim in kept]  # type: ignore[union-attr]
+    inner = source
+    if order != sorted(order):
+        inner = _add(graph, aten.permute.default, (source, order), value(source).permute(order))
+        inner.meta["path"] = node.meta.get("path", "")
+    return _add(graph, aten.reshape.default, (inner, as_arguments(graph, shape(node))), value(node))
+
+
+def _reshaped_items(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """getitem of a tuple that was built in the graph → the item."""
+    if node.target is operator.getitem and isinstance(node.args[0], list | tuple):
+        item = node.args[0][node.args[1]]  # type: ignore[index]
+        return item if isinstance(item, fx.Node) else None
+    return None
+
+
+_RULES: tuple[Rule, ...] = (_size, _nothing, _reshape, _single, _permute, _permuted_ones, _reshaped_items)
