@@ -11,12 +11,10 @@ from torch import fx
 from torch._ops import OpOverload
 
 from ..errors import ArtifactError
-from .ops import SYMBOLIC_OPS, argument_name, dtype_name, op_name, why_not_call
+from .ops import PLACES, SYMBOLIC_OPS, argument_name, dtype_name, op_name, why_not_call
 from .program import Arg, DType, Expr, Input, Node, Program, Value, Weight, WeightRef
 from .symbols import dim_of, name_symbols
 from .types import TensorType
-
-_PLACES = ("device", "layout", "pin_memory")  # arguments that say where, not what
 
 
 def from_fx(gm: fx.GraphModule, *, stored: Mapping[str, str] | None = None) -> Program:
@@ -90,7 +88,7 @@ class _Reader:
             raise ArtifactError(f"The operation '{op_name(op)}' is not allowed in a graph: it {reason}.")
         args = []
         for index, arg in enumerate(node.args):
-            if argument_name(op, index) in _PLACES and arg is not None:
+            if argument_name(op, index) in PLACES and arg is not None:
                 raise ArtifactError(
                     f"'{op_name(op)}' names a place in its argument '{argument_name(op, index)}'."
                 )
@@ -108,7 +106,7 @@ class _Reader:
         Raises:
             ArtifactError: it names a device or a layout.
         """
-        if name not in _PLACES:
+        if name not in PLACES:
             return False
         if value is None or value is False or value is torch.strided:
             return True

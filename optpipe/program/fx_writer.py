@@ -18,6 +18,7 @@ import optpipe.dialect  # noqa: F401  (declares the ops that a Program may name)
 from ..errors import ArtifactError
 from .ops import DTYPES, argument_name, dtype_name, find_op, gives_one_tensor, why_not_call
 from .program import Arg, DType, Expr, Node, Program, Value, WeightRef
+from .propagate import Propagator
 from .symbols import SizeNodes, Sizes, dim_of
 from .types import TensorType
 
@@ -46,7 +47,7 @@ class _Builder:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.sizes = Sizes(program.symbols)
-        self.names = {value.node.expr: name for name, value in self.sizes.values.items()}
+        self.propagator = Propagator(self.sizes.mode)
         self.graph = fx.Graph()
         self.known: dict[str, fx.Node] = {}
         self.weights: dict[str, fx.Node] = {}
@@ -68,7 +69,7 @@ class _Builder:
         output = self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
         output.meta.update(val=fx.node.map_arg(output.args[0], lambda node: node.meta["val"]), path="")
         gm = fx.GraphModule(_module_of(self.program, self.weights), self.graph)
-        gm.meta["symbols"] = dict(self.sizes.torch_names)
+        gm.meta["symbols"] = {str(own): name for own, name in self.sizes.symbols.items()}
         return gm
 
     def inputs(self) -> list[tuple[fx.Node, tuple[int | str, ...]]]:
@@ -99,12 +100,11 @@ class _Builder:
     def run(self, op: OpOverload, node: fx.Node) -> Any:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda arg: arg.meta["val"])
         try:
-            with self.sizes.mode, torch.no_grad():
-                value = op(*args, **kwargs)
+            value = self.propagator.run(op, args, kwargs)
         except Exception as error:  # whatever torch makes of operands that it cannot take
             raise ArtifactError(f"It cannot take its operands: {_first_line(error)}") from error
-        if fixed := self.sizes.fixed():
-            raise ArtifactError(f"It works only for one value of the symbolic size {', '.join(fixed)}.")
+        if (condition := self.sizes.condition()) is not None:
+            raise ArtifactError(f"It holds only for some sizes: {condition}.")
         return value
 
     def define(self, made: fx.Node, results: tuple[Value, ...], *, one: bool) -> None:
@@ -125,7 +125,7 @@ class _Builder:
                 self.known[result.name] = item
 
     def type(self, tensor: torch.Tensor) -> TensorType:
-        shape = tuple(dim_of(size, self.names) for size in tensor.shape)
+        shape = tuple(dim_of(size, self.sizes.symbols) for size in tensor.shape)
         return TensorType(dtype_name(tensor.dtype), shape)
 
     def argument(self, arg: Arg, name: str) -> Any:

@@ -53,6 +53,9 @@ SYMBOLIC_OPS = frozenset(
 )
 """Arithmetic on symbolic sizes. In a Program it stands inline in the arguments."""
 
+PLACES = ("device", "layout", "pin_memory")
+"""Arguments that say where a tensor lies. A graph says what is computed, so it may not give them."""
+
 DTYPES: dict[str, torch.dtype] = {
     "f64": torch.float64,
     "f32": torch.float32,

@@ -102,7 +102,7 @@ class Sizes:
         self.env = ShapeEnv(duck_shape=False)
         self.mode = FakeTensorMode(shape_env=self.env)
         self.values: dict[str, torch.SymInt] = {}
-        self.torch_names: dict[str, str] = {}
+        self.symbols: dict[sympy.Symbol, str] = {}
         for index, name in enumerate(symbols):
             hint = _HINTS[index] if index < len(_HINTS) else 1009 + 2 * index
             source = ConstantSource(f"__optpipe_{name}")
@@ -110,7 +110,7 @@ class Sizes:
             value = self.env.create_symintnode(own, hint=hint, source=source)
             assert isinstance(value, torch.SymInt), f"{name = } must be symbolic, not {value}"
             self.values[name] = value
-            self.torch_names[str(own)] = name
+            self.symbols[own] = name
 
     def value(self, dim: Dim) -> int | torch.SymInt:
         """The size that a dim of the Program stands for."""
@@ -119,16 +119,19 @@ class Sizes:
         result: int | torch.SymInt = spell(parse_dim(dim), self.values.__getitem__, lambda op, a, b: op(a, b))
         return result
 
-    def fixed(self) -> list[str]:
-        """The symbols that are symbolic no more: an operation asked for one value of them."""
-        return [name for name, value in self.values.items() if not value.node.expr.is_Symbol]
+    def condition(self) -> str | None:
+        """What an operation asked of the symbols, such as ``T <= 2048``; None when they are still free."""
+        if not self.env.guards:
+            return None
+        names = {own: sympy.Symbol(name) for own, name in self.symbols.items()}
+        return str(self.env.guards[0].expr.xreplace(names))
 
 
 Combine = Callable[[Callable[[Any, Any], Any], Any, Any], Any]
 
 
 def spell(value: Sum, leaf: Callable[[str], Any], combine: Combine) -> Any:
-    """Build ``value`` from symbols up: ``leaf`` gives a symbol, ``combine`` applies an operator to two parts."""
+    """Build ``value`` from symbols up: ``leaf`` gives a symbol, ``combine`` applies an operator."""
     total: Any = None
     for product, coefficient in value.terms:
         term = _spell_term(product, abs(coefficient), leaf, combine)
