@@ -1,0 +1,5 @@
+"""``python -m optpipe`` is ``optpipe``."""
+
+from .cli.main import main
+
+main()

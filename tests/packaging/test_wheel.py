@@ -1,0 +1,82 @@
+"""What is in the wheel, what it takes to import it, and who may import whom."""
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {"optpipe", "optpipe_passes", "optpipe_kernels", "optpipe_runtime"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built from what git tracks, without the network."""
+    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    for name in filter(None, tracked):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        yield path.name, archive
+
+
+def test_holds_exactly_the_four_packages(wheel):
+    _, archive = wheel
+    tops = {name.split("/")[0] for name in archive.namelist()}
+    assert {it for it in tops if not it.endswith(".dist-info")} == PACKAGES
+
+
+def test_is_pure(wheel):
+    name, archive = wheel
+    assert name.endswith("-py3-none-any.whl")
+    assert not [it for it in archive.namelist() if re.search(r"\.(so|pyc|c|cpp|h)$|__pycache__|/test_", it)]
+
+
+def test_every_package_is_typed_and_whole(wheel):
+    _, archive = wheel
+    held = set(archive.namelist())
+    assert {f"{package}/py.typed" for package in PACKAGES} <= held
+    roots = {"optpipe": ROOT} | {f"optpipe_{it}": ROOT / it for it in ("passes", "kernels", "runtime")}
+    sources = {str(path.relative_to(root)) for it, root in roots.items() for path in (root / it).rglob("*.py")}
+    assert sources <= held
+
+
+def test_carries_the_license_and_the_entry_points(wheel):
+    _, archive = wheel
+    (license_name,) = [it for it in archive.namelist() if it.endswith("/LICENSE")]
+    assert "Apache License" in archive.read(license_name).decode()
+    (entries,) = [it for it in archive.namelist() if it.endswith("/entry_points.txt")]
+    text = archive.read(entries).decode()
+    assert all(group in text for group in ("[console_scripts]", "[optpipe]", "[optpipe.commands]"))
+    (metadata,) = [it for it in archive.namelist() if it.endswith("/METADATA")]
+    assert "License-Expression: Apache-2.0" in archive.read(metadata).decode()
+
+
+def test_importing_optpipe_imports_neither_torch_nor_transformers_nor_numpy():
+    modules = "optpipe, optpipe.errors, optpipe.plugins, optpipe.cli.main, optpipe.program"
+    code = f"import sys, {modules}\nprint(*{{'torch', 'transformers', 'numpy'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
+
+
+def test_the_runtime_imports_no_transformers():
+    for path in (ROOT / "runtime").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [it for it in names if it.split(".")[0] == "transformers"], path
