@@ -38,7 +38,8 @@ class FolderSource:
 
     def claims(self, spec: str) -> bool:
         """See ``SourceKind``."""
-        return Path(spec).expanduser().is_dir() or spec.startswith(("./", "../", "/", "~"))
+        pathlike = spec.startswith(("./", "../", "/", "~")) and not spec.lower().endswith(".gguf")
+        return pathlike or Path(spec).expanduser().is_dir()
 
     def open(self, spec: str, options: OpenOptions) -> ModelSource:
         """See ``SourceKind``."""

@@ -75,13 +75,14 @@ def parse_config(
             return foreign
         raise _unknown(config, model_type, list(CONFIG_MAPPING.keys()))
     try:
-        parsed: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(dict(config))
+        parsed: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict(_special_floats(config))
     except Exception as error:  # strict configs raise many kinds
         raise ModelError(
             f"The config.json of this '{model_type}' model is not valid: {first_line(error)}"
         ) from error
     text = parsed.get_text_config(decoder=True)
     if text is not parsed and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        text.tie_word_embeddings = parsed.tie_word_embeddings  # the whole model's word counts, not its part's
         return text
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
@@ -89,6 +90,20 @@ def parse_config(
             hint="optpipe takes text generation models",
         )
     return parsed
+
+
+def _special_floats(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with ``{"__float__": "Infinity"}``, transformers' form of what JSON lacks, as floats again."""
+
+    def decoded(value: Any) -> Any:
+        if isinstance(value, dict):
+            special = value.get("__float__")
+            if len(value) == 1 and special in ("Infinity", "-Infinity", "NaN"):
+                return float(special)
+            return {key: decoded(one) for key, one in value.items()}
+        return [decoded(one) for one in value] if isinstance(value, list) else value
+
+    return {key: decoded(value) for key, value in config.items()}
 
 
 def config_content(model: PreTrainedModel, config: dict[str, Any]) -> dict[str, Any]:
