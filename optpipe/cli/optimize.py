@@ -33,7 +33,10 @@ from .output import human_bytes, print_json, print_table, progress, warn_of_brok
 )
 @click.option("--only-rewrites", help="Make only these numbered rewrites, such as 1-40,44.  [default: all]")
 @click.option(
-    "--print-ir-after", multiple=True, metavar="PASS", help="Print the graph after a pass, or all.  [default: none]"
+    "--print-ir-after",
+    multiple=True,
+    metavar="PASS",
+    help="Print the graph after a pass, or all.  [default: none]",
 )
 @click.option("--print-ir-diff", is_flag=True, help="Print what each pass changed.")
 @click.option("--explain", is_flag=True, help="Say what each pass rewrote, and what it left and why.")

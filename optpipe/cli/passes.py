@@ -30,7 +30,7 @@ def command(name: str | None, as_json: bool) -> None:
     chosen = list(known.values()) if name is None else [known[name]]
     chosen.sort(key=lambda it: (it.value.stage, it.name))
     if as_json:
-        print_json([_as_json(it) for it in chosen])
+        print_json([facts_of(it) for it in chosen])
     elif name is not None:
         _print_one(chosen[0])
     else:
@@ -39,7 +39,7 @@ def command(name: str | None, as_json: bool) -> None:
 
 
 def _row(provided: Provided[Any]) -> tuple[str, ...]:
-    facts = _as_json(provided)
+    facts = facts_of(provided)
     options = " ".join(f"{it['name']}={it['default']}" for it in facts["options"])
     always = "yes" if facts["always"] else ""
     origin = provided.plugin.distribution
@@ -47,7 +47,7 @@ def _row(provided: Provided[Any]) -> tuple[str, ...]:
 
 
 def _print_one(provided: Provided[Any]) -> None:
-    facts = _as_json(provided)
+    facts = facts_of(provided)
     click.echo(f"{facts['name']}, of {facts['distribution']} {facts['version']}")
     click.echo(f"stage {facts['stage']}; contract: {facts['contract']}; always on: {facts['always']}")
     for relation in ("requires", "before", "after"):
@@ -59,7 +59,8 @@ def _print_one(provided: Provided[Any]) -> None:
         print_table(["option", "type", "default"], [tuple(it.values()) for it in facts["options"]])
 
 
-def _as_json(provided: Provided[Any]) -> dict[str, Any]:
+def facts_of(provided: Provided[Any]) -> dict[str, Any]:
+    """Everything that is known of a pass without running it, as ``--json`` prints it."""
     cls = provided.value
     return {
         "name": provided.name,

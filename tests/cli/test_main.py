@@ -147,7 +147,9 @@ def test_doctor_reads_features_and_memory(tmp_path):
     from optpipe.cli.doctor import cpu, memory
 
     info = tmp_path / "cpuinfo"
-    info.write_text("model name : A CPU\nflags : fpu avx2 avx512f avx512_vnni\n\nmodel name : B\nflags : none\n")
+    info.write_text(
+        "model name : A CPU\nflags : fpu avx2 avx512f avx512_vnni\n\nmodel name : B\nflags : none\n"
+    )
     assert cpu(info) | {"cores": 0} == {
         "model": "A CPU",
         "cores": 0,

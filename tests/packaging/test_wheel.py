@@ -28,7 +28,16 @@ def wheel(tmp_path_factory):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(built),
+        str(source),
+    ]
     subprocess.run(command, check=True, capture_output=True)
     (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
@@ -52,7 +61,9 @@ def test_every_package_is_typed_and_whole(wheel):
     held = set(archive.namelist())
     assert {f"{package}/py.typed" for package in PACKAGES} <= held
     roots = {"optpipe": ROOT} | {f"optpipe_{it}": ROOT / it for it in ("passes", "kernels", "runtime")}
-    sources = {str(path.relative_to(root)) for it, root in roots.items() for path in (root / it).rglob("*.py")}
+    sources = {
+        str(path.relative_to(root)) for it, root in roots.items() for path in (root / it).rglob("*.py")
+    }
     assert sources <= held
 
 

@@ -1,0 +1,65 @@
+"""``optpipe inspect``: what an artifact holds, without running or even loading it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import ArtifactError
+from .command import Command, json_option
+from .output import human_bytes, print_json, print_table
+
+
+@click.command(cls=Command, name="inspect")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--text", is_flag=True, help="Print the whole graph as text.")
+@click.option("--layer", type=click.IntRange(min=0), help="Print the graph of one layer.  [default: none]")
+@json_option
+def command(artifact: Path, text: bool, layer: int | None, as_json: bool) -> None:
+    """Show what an artifact holds.
+
+    Without an option: parameters and bytes, operations, the pipeline that made it, and what was measured.
+    """
+    from ..artifact import read_manifest, read_program
+    from ..program import print_node, print_program
+    from .summary import layer_nodes, summarize
+
+    program = read_program(artifact)
+    if text:
+        click.echo(print_program(program), nl=False)
+        return
+    if layer is not None:
+        nodes = layer_nodes(program, layer)
+        if not nodes:
+            raise ArtifactError(f"'{artifact}' has no layer {layer}; it has {summarize(program)['layers']}.")
+        click.echo("\n".join(print_node(node) for node in nodes))
+        return
+    facts = summarize(program) | {"manifest": read_manifest(artifact)}
+    if as_json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    click.echo(f"pipeline: {facts['manifest'].get('pipeline', '')}")
+    click.echo(f"inputs: {', '.join(f'{name}: {kind}' for name, kind in facts['inputs'].items())}")
+    click.echo(
+        f"caches: {facts['caches']} tensors" if facts["caches"] else "caches: none, one sequence at a time"
+    )
+    click.echo(f"output: {', '.join(facts['outputs'])}; symbols: {', '.join(facts['symbols'])}")
+    click.echo(f"layers: {facts['layers']}; nodes: {facts['nodes']}")
+    rows = [_row(it) for it in facts["parts"]]
+    total = {"part": "total", "stored": []}
+    total |= {key: sum(it[key] for it in facts["parts"]) for key in ("parameters", "bytes")}
+    print_table(
+        ["part", "parameters", "bytes", "stored as"], [*rows, _row(total)], right=["parameters", "bytes"]
+    )
+    counts = [(name, str(count)) for name, count in facts["operations"].items()]
+    print_table(["operation", "nodes"], counts, right=["nodes"])
+
+
+def _row(part: dict[str, Any]) -> tuple[str, ...]:
+    return part["part"], f"{part['parameters']:,}", human_bytes(part["bytes"]), ", ".join(part["stored"])
