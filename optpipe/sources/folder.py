@@ -76,8 +76,9 @@ def open_folder(folder: Path, options: OpenOptions, *, where: str, kind: str = "
         if key not in ("quantization_config", "compression_config")
     }
     code = folder if options.trust_remote_code and "auto_map" in config else None
-    model = empty_model(plain, trust_remote_code=options.trust_remote_code, code=code)
     stored, digest = _stored(folder, options)
+    _check_depth(plain, len(stored))
+    model = empty_model(plain, trust_remote_code=options.trust_remote_code, code=code)
     stored = stored if scheme is None else join_packed(stored, scheme)
     weights = bind(model, convert(model, text_weights(model, plain, stored)))
     files: dict[str, Content] = {name: folder / name for name in _COPIED if _inside(folder, name)}
@@ -103,6 +104,16 @@ def _config(folder: Path) -> dict[str, Any]:
             f"The folder '{folder}' {what}.", hint="a model folder has config.json and *.safetensors"
         )
     return read_json(folder / "config.json")
+
+
+def _check_depth(config: dict[str, Any], tensors: int) -> None:
+    """Refuse a config of absurd depth before its modules are built: a layer has a tensor at least."""
+    for key in ("num_hidden_layers", "num_layers", "n_layer", "n_layers"):
+        layers = config.get(key)
+        if isinstance(layers, int) and layers > tensors:
+            raise ModelError(
+                f"The config.json asks for {layers} layers, and the checkpoint has {tensors} tensors."
+            )
 
 
 def _stored(folder: Path, options: OpenOptions) -> tuple[dict[str, LazyWeight], str]:

@@ -98,6 +98,11 @@ def _common(meta: Metadata) -> Config:
     tensors = meta.file.tensors
     if "token_embd.weight" not in tensors:
         raise ModelError(f"The GGUF file '{meta.file.path.name}' has no tensor 'token_embd.weight'.")
+    if meta.integer("block_count") > len(tensors):
+        raise ModelError(
+            f"The GGUF file '{meta.file.path.name}' says it has {meta.integer('block_count')} layers, "
+            f"and has {len(tensors)} tensors."
+        )
     heads, hidden = meta.integer("attention.head_count"), meta.integer("embedding_length")
     ids = {
         name: meta.file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")
