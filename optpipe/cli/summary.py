@@ -77,7 +77,7 @@ def stored_bytes(weight: Weight) -> int:
 
 def packed_bits(nodes: Iterable[Node]) -> dict[str, int]:
     """For each packed weight, the bits a value that the operation using it says."""
-    found = {}
+    found: dict[str, int] = {}
     for node in nodes:
         bits = node.kwargs.get("bits")
         if isinstance(bits, int):

@@ -24,8 +24,8 @@ def render(template: str, **variables: object) -> str:
 
 def test_gives_messages_special_tokens_and_the_generation_prompt():
     template = (
-        "{{ bos_token }}{% for message in messages %}<{{ message.role }}>{{ message['content'] }}{{ eos_token }}"
-        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        "{{ bos_token }}{% for message in messages %}<{{ message.role }}>{{ message['content'] }}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     assert render(template) == "<s><user>hello</s><assistant>"
 
@@ -35,7 +35,7 @@ def test_trims_blocks_as_transformers_does():
 
 
 def test_loop_variables_survive_the_bound():
-    template = "{% for m in [1, 2, 3] %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% endfor %}"
+    template = "{% for m in 'abc' %}{{ loop.index }}/{{ loop.length }}{{ ',' if not loop.last }}{% endfor %}"
     assert render(template) == "1/3,2/3,3/3"
 
 
