@@ -16,7 +16,7 @@ from torch import fx
 from ..dialect import body_of
 from ..weights.store import Weights
 from . import streamed
-from .nodes import aten, is_call, value
+from .nodes import aten, input_name, is_call, value
 
 Observer = Callable[[fx.Node, tuple[Any, ...]], None]
 
@@ -61,7 +61,7 @@ class Interpreter:
         """
         env: dict[fx.Node, Any] = {}
         for node in self._inputs:
-            given = inputs[node.name]
+            given = inputs[input_name(node)]
             env[node] = given if node.meta.get("kind") == "cache" else self._widen(given.to(self.device))
         for node in self._order:
             if node.op == "output":

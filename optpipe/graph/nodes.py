@@ -85,6 +85,11 @@ def path(node: fx.Node) -> str:
     return found if isinstance(found, str) else ""
 
 
+def input_name(node: fx.Node) -> str:
+    """What an input is called in a Program and by whoever feeds the graph."""
+    return str(node.meta.get("name", node.target))
+
+
 def set_constant(gm: fx.GraphModule, name: str, tensor: torch.Tensor) -> None:
     """Make ``name`` resolvable as a get_attr target that carries dtype and shape and no data."""
     *parents, leaf = name.split(".")

@@ -37,6 +37,10 @@ class Pass(ABC):
     after: ClassVar[tuple[str, ...]] = ()
     whole: ClassVar[bool] = False
 
+    def required(self) -> tuple[str | Pass, ...]:
+        """Passes that this one needs: names, or passes with options that follow from its own."""
+        return self.requires
+
     def contract(self) -> Contract:
         """What the pass promises about the numbers, given its options."""
         return Lossless()

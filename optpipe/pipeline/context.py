@@ -120,10 +120,8 @@ class PassContext:
         """Add an input after the present ones. ``like`` is a fake tensor of its dtype and shape."""
         inputs = [node for node in self.gm.graph.nodes if node.op == "placeholder"]
         with self.gm.graph.inserting_after(inputs[-1]):
-            node = self.gm.graph.placeholder(name)
-        node.meta["val"] = like
-        if cache:
-            node.meta["kind"] = "cache"
+            node = self.gm.graph.placeholder(name.replace(".", "_"))
+        node.meta.update(val=like, name=name, kind="cache" if cache else "input", path="")
         return node
 
     def replace(self, node: fx.Node, build: Callable[[], Replacement], *, what: str | None = None) -> Replacement | None:

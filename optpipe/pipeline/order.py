@@ -25,13 +25,14 @@ def expand(named: Sequence[Pass], known: Mapping[str, type[Pass]], *, bare: bool
     chosen |= {p.name: p for p in named}
     waiting = list(chosen.values())
     while waiting:
-        for needed in waiting.pop().requires:
-            if needed in chosen:
+        for needed in waiting.pop().required():
+            name = needed if isinstance(needed, str) else needed.name
+            if name in chosen:
                 continue
-            if needed not in known:
-                raise PipelineError(f"A pass requires '{needed}', which is not installed.", hint=nearest(needed, known))
-            chosen[needed] = known[needed]()
-            waiting.append(chosen[needed])
+            if name not in known:
+                raise PipelineError(f"A pass requires '{name}', which is not installed.", hint=nearest(name, known))
+            chosen[name] = known[name]() if isinstance(needed, str) else needed
+            waiting.append(chosen[name])
     return _ordered(list(chosen.values()))
 
 

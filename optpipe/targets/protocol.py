@@ -1,0 +1,116 @@
+"""What every target's executor offers to whoever serves it. Imports no torch.
+
+    T tokens this step · B sequences · R logit rows · M blocks a sequence · P blocks in all
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The key-value cache that an artifact needs.
+
+    Attributes:
+        block_size: tokens a block.
+        layers: for every cache (keys' heads, keys' width, values' width).
+    """
+
+    block_size: int
+    layers: tuple[tuple[int, int, int], ...]
+
+    def block_bytes(self, itemsize: int = 4) -> int:
+        """Bytes that one block takes over all layers, at ``itemsize`` bytes a number."""
+        return self.block_size * itemsize * sum(heads * (k + v) for heads, k, v in self.layers)
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One step of work: some tokens of some sequences, packed back to back.
+
+    Attributes:
+        token_ids: [T] int64.
+        positions: [T] int64, each token's place in its sequence.
+        slot_mapping: [T] int64, the cache slot of each token; negative writes nothing.
+        query_start: [B + 1] int32; sequence b owns tokens query_start[b] to query_start[b + 1].
+        context_lens: [B] int32, tokens of each sequence with this step's.
+        block_tables: [B, M] int32, blocks of each sequence in order.
+        logit_rows: [R] int64, the tokens whose logits are wanted.
+    """
+
+    token_ids: Ints
+    positions: Ints
+    slot_mapping: Ints
+    query_start: Ints
+    context_lens: Ints
+    block_tables: Ints
+    logit_rows: Ints
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step gave.
+
+    Attributes:
+        token_ids: [R] int64, the most likely token of each logit row.
+        logits: [R, V] float32, or None where the caller asked for tokens only.
+    """
+
+    token_ids: NDArray[np.int64]
+    logits: NDArray[np.float32] | None
+
+
+class StepHandle(Protocol):
+    """A step that may still be running."""
+
+    def result(self) -> StepResult:
+        """Wait for the step."""
+        ...
+
+
+class Executor(Protocol):
+    """An artifact that is ready to run."""
+
+    @property
+    def cache_spec(self) -> CacheSpec | None:
+        """What cache it needs; None when the artifact is not paged and takes whole sequences."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the width of the logits."""
+        ...
+
+    def allocate(self, num_blocks: int) -> None:
+        """Provide a cache of ``num_blocks`` blocks; what an earlier one held is gone.
+
+        Raises:
+            CapacityError: there is not enough memory.
+        """
+        ...
+
+    def submit(self, step: StepInputs, *, logits: bool = True) -> StepHandle:
+        """Start a step.
+
+        Args:
+            logits: whether the logits are wanted beside the most likely tokens.
+
+        Raises:
+            RequestError: the arrays disagree with each other or with the cache.
+        """
+        ...
+
+    def logits(self, token_ids: Ints) -> NDArray[np.float32]:
+        """Logits [T, V] of one whole sequence [T], without a cache. Works for every artifact.
+
+        Raises:
+            RequestError: there is no token, or one is outside the vocabulary.
+        """
+        ...

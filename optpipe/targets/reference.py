@@ -1,0 +1,192 @@
+"""The ``reference`` target: the FX graph on the dialect's bodies, on any device torch has. Slow, and the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from ..errors import CapacityError, RequestError
+from ..graph.interpreter import Interpreter
+from ..graph.nodes import input_name, value
+from ..weights.store import Weights
+from .protocol import CacheSpec, Ints, StepInputs, StepResult
+
+# where a step's arrays go among the inputs of a graph
+INPUTS = {"token_ids": "input_ids", "positions": "position_ids"}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that has run."""
+
+    value: StepResult
+
+    def result(self) -> StepResult:
+        return self.value
+
+
+class ReferenceExecutor:
+    """Runs a graph step by step.
+
+    Args:
+        gm: the graph, paged or not.
+        weights: its values.
+        device: where to compute.
+        resident: keep weights in memory; without it they are read again at every step.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        weights: Weights,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        resident: bool = True,
+    ) -> None:
+        self._device = torch.device(device)
+        self._interpreter = Interpreter(gm, weights, dtype, self._device, resident)
+        self._inputs = {input_name(node): node for node in gm.graph.nodes if node.op == "placeholder"}
+        self._caches: dict[str, torch.Tensor] = {}
+        output = next(node for node in gm.graph.nodes if node.op == "output").args[0]
+        self.vocab_size = int(value(output).shape[-1])
+        self.cache_spec = self._spec()
+
+    def allocate(self, num_blocks: int) -> None:
+        self._caches = {}
+        try:
+            self._caches = {
+                name: torch.zeros((num_blocks, *value(node).shape[1:]), dtype=self._interpreter.dtype, device=self._device)
+                for name, node in self._inputs.items()
+                if node.meta.get("kind") == "cache"
+            }
+        except RuntimeError as error:
+            raise CapacityError(f"A cache of {num_blocks} blocks does not fit on {self._device}.") from error
+
+    def submit(self, step: StepInputs, *, logits: bool = True) -> Done:
+        if self.cache_spec is None:
+            raise RequestError(
+                "The artifact is not paged, so it takes one whole sequence at a time.",
+                hint="optimize it with --passes paged",
+            )
+        check_step(step, self._blocks(), self.cache_spec.block_size, self.vocab_size)
+        arrays = {INPUTS.get(field.name, field.name): getattr(step, field.name) for field in fields(step)}
+        rows = self._run({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
+        if "logit_rows" not in self._inputs:
+            rows = rows[torch.from_numpy(np.ascontiguousarray(step.logit_rows)).to(rows.device)]
+        host = rows.float().cpu().numpy()
+        return Done(StepResult(host.argmax(-1).astype(np.int64), host if logits else None))
+
+    def logits(self, token_ids: Ints) -> NDArray[np.float32]:
+        count = len(token_ids)
+        check_tokens(token_ids, self.vocab_size)
+        if self.cache_spec is not None:
+            return self._paged_logits(token_ids)
+        if not self._caches:  # a graph that writes its cache and does not read it yet
+            self.allocate(1)
+        at = torch.arange(count)
+        ids = torch.from_numpy(np.ascontiguousarray(token_ids)).long()
+        batched = value(self._inputs["input_ids"]).dim() == 2
+        inputs = {"input_ids": ids, "position_ids": at, "slot_mapping": torch.full_like(at, -1), "logit_rows": at}
+        out = self._run({name: t[None] if batched else t for name, t in inputs.items()})
+        host: NDArray[np.float32] = (out[0] if batched else out).float().cpu().numpy()
+        return host
+
+    def _paged_logits(self, token_ids: Ints) -> NDArray[np.float32]:
+        assert self.cache_spec is not None, "only a paged graph has a cache"
+        kept, block, count = self._caches, self.cache_spec.block_size, len(token_ids)
+        self.allocate(-(-count // block))
+        try:
+            result = self.submit(one_sequence(token_ids, block)).result().logits
+        finally:
+            self._caches = kept
+        assert result is not None, "logits were asked for"
+        return result
+
+    def _run(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        known = {name: tensor for name, tensor in inputs.items() if name in self._inputs}
+        out: torch.Tensor = self._interpreter.run({**known, **self._caches})
+        return out
+
+    def _blocks(self) -> int:
+        if not self._caches:
+            raise CapacityError("The executor has no cache yet; allocate one first.")
+        return int(next(iter(self._caches.values())).shape[0])
+
+    def _spec(self) -> CacheSpec | None:
+        if "block_tables" not in self._inputs:
+            return None
+        keys = {n: value(node).shape for n, node in self._inputs.items() if n.startswith("k_cache.")}
+        layers = []
+        for name, size in keys.items():
+            other = value(self._inputs[name.replace("k_cache", "v_cache")]).shape
+            layers.append((int(size[2]), int(size[3]), int(other[3])))
+        return CacheSpec(int(next(iter(keys.values()))[1]), tuple(layers))
+
+
+def one_sequence(token_ids: Ints, block: int, begin: int = 0) -> StepInputs:
+    """A step of one sequence whose blocks are 0, 1, 2, …: tokens from position ``begin`` on, logits for all."""
+    end = begin + len(token_ids)
+    at = np.arange(begin, end, dtype=np.int64)
+    return StepInputs(
+        token_ids=np.asarray(token_ids, dtype=np.int64),
+        positions=at,
+        slot_mapping=at,
+        query_start=np.asarray([0, end - begin], dtype=np.int32),
+        context_lens=np.asarray([end], dtype=np.int32),
+        block_tables=np.arange(-(-end // block), dtype=np.int32)[None],
+        logit_rows=np.arange(end - begin, dtype=np.int64),
+    )
+
+
+def check_tokens(token_ids: Ints, vocab_size: int) -> None:
+    """Refuse an empty sequence and tokens outside the vocabulary."""
+    if len(token_ids) == 0:
+        raise RequestError("There is no token to run.")
+    low, high = int(token_ids.min()), int(token_ids.max())
+    if low < 0 or high >= vocab_size:
+        raise RequestError(f"Token ids must be in [0, {vocab_size}), got {low if low < 0 else high}.")
+
+
+def check_step(step: StepInputs, blocks: int, block_size: int, vocab_size: int) -> None:
+    """Refuse a step whose arrays disagree: it would read or write another sequence's memory.
+
+    Raises:
+        RequestError: says which array, and how.
+    """
+    check_tokens(step.token_ids, vocab_size)
+    tokens, sequences = len(step.token_ids), len(step.context_lens)
+    wrong: Any = None
+    starts = step.query_start.tolist()
+    if not len(step.positions) == len(step.slot_mapping) == tokens:
+        wrong = f"{tokens} tokens, {len(step.positions)} positions and {len(step.slot_mapping)} slots"
+    elif len(starts) != sequences + 1 or starts[0] != 0 or starts[-1] > tokens or starts != sorted(starts):
+        wrong = f"query_start {starts} for {sequences} sequences and {tokens} tokens"
+    elif step.block_tables.ndim != 2 or len(step.block_tables) != sequences:
+        wrong = f"block_tables of shape {step.block_tables.shape} for {sequences} sequences"
+    elif int(step.slot_mapping.max()) >= blocks * block_size:
+        wrong = f"slot {int(step.slot_mapping.max())} in a cache of {blocks * block_size} slots"
+    elif len(step.logit_rows) and not 0 <= int(step.logit_rows.min()) <= int(step.logit_rows.max()) < tokens:
+        wrong = f"logit rows outside [0, {tokens})"
+    else:
+        wrong = _wrong_tables(step, blocks, block_size)
+    if wrong is not None:
+        raise RequestError(f"The step's arrays disagree: {wrong}.")
+
+
+def _wrong_tables(step: StepInputs, blocks: int, block_size: int) -> str | None:
+    for b, length in enumerate(step.context_lens.tolist()):
+        queries = int(step.query_start[b + 1] - step.query_start[b])
+        used = step.block_tables[b, : -(-length // block_size)]
+        if length < queries:
+            return f"sequence {b} has {queries} new tokens but a context of {length}"
+        if len(used) * block_size < length:
+            return f"sequence {b} has {length} tokens but {len(used)} blocks of {block_size}"
+        if len(used) and not 0 <= int(used.min()) <= int(used.max()) < blocks:
+            return f"sequence {b} names a block outside [0, {blocks})"
+    return None
