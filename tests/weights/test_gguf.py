@@ -23,7 +23,14 @@ def random_tensor(folder, kind: str, shape=(6, 512), seed: int = 0) -> tuple[Ggu
     per_block, block_bytes = GGML_QUANT_SIZES[ggml]
     rows, blocks = int(np.prod(shape[:-1])), shape[-1] // per_block
     data = np.random.default_rng(seed).integers(0, 256, (rows * blocks, block_bytes), dtype=np.uint8)
-    halves = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q2_K": (80, 82), "Q3_K": (108,)}
+    halves = {
+        "Q4_1": (0, 2),
+        "Q5_1": (0, 2),
+        "Q4_K": (0, 2),
+        "Q5_K": (0, 2),
+        "Q2_K": (80, 82),
+        "Q3_K": (108,),
+    }
     for at in halves.get(kind, {"Q6_K": (208,), "TQ1_0": (52,)}.get(kind, (0,))):
         data[:, at + 1] &= 0xBF  # clears the exponent's top bit: no infinity, no NaN
     data = data.reshape(rows, -1)

@@ -38,7 +38,10 @@ BAD = {
     "absurd number of keys": (gguf(counts=(0, 1 << 60)), "ends at byte"),
     "absurd number of tensors": (gguf(counts=(1 << 60, 1)), "ends at byte"),
     "absurd string": (gguf(keys=[struct.pack("<Q", 1 << 62) + b"x" * 40]), "ends at byte"),
-    "absurd array": (gguf(keys=[ARCHITECTURE, key("a", ARRAY, struct.pack("<IQ", 6, 1 << 61))]), "ends at byte"),
+    "absurd array": (
+        gguf(keys=[ARCHITECTURE, key("a", ARRAY, struct.pack("<IQ", 6, 1 << 61))]),
+        "ends at byte",
+    ),
     "absurd strings": (
         gguf(keys=[ARCHITECTURE, key("a", ARRAY, struct.pack("<IQ", 8, 1 << 40))]),
         "ends at byte",
@@ -65,7 +68,10 @@ BAD = {
         gguf(keys=[ARCHITECTURE, key("general.alignment", U32, struct.pack("<I", 24))]),
         "not a power of two",
     ),
-    "alignment zero": (gguf(keys=[ARCHITECTURE, key("general.alignment", U32, bytes(4))]), "not a power of two"),
+    "alignment zero": (
+        gguf(keys=[ARCHITECTURE, key("general.alignment", U32, bytes(4))]),
+        "not a power of two",
+    ),
 }
 
 
