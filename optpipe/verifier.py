@@ -8,7 +8,7 @@ or equal to another; caches are written before they are read; no operation stand
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +21,7 @@ import optpipe.dialect  # noqa: F401  (declares the ops that a graph may hold)
 
 from .errors import PassError
 from .pipeline.stage import Stage
+from .program.guards import broken_guard
 from .program.ops import PLACES, SYMBOLIC_OPS, argument_name, gives_one_tensor, op_name, why_not_call
 from .program.propagate import Propagator
 
@@ -214,11 +215,11 @@ def _check_types(gm: fx.GraphModule, mode: FakeTensorMode) -> None:
             with mode:  # afresh: contiguous, and on one device, whatever the trace was made on
                 known[node] = torch.empty(said.shape, dtype=said.dtype)
         elif node.op == "call_function":
-            known[node] = _run(node, known, propagator)
+            known[node] = _run(node, known, propagator, gm.meta.get("symbols", {}))
             _compare(node, said, known[node])
 
 
-def _run(node: fx.Node, known: dict[fx.Node, Any], propagator: Propagator) -> Any:
+def _run(node: fx.Node, known: dict[fx.Node, Any], propagator: Propagator, names: Mapping[str, str]) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
     env = propagator.mode.shape_env
     guards = len(env.guards) if env is not None else 0
@@ -229,8 +230,8 @@ def _run(node: fx.Node, known: dict[fx.Node, Any], propagator: Propagator) -> An
             f"Node '{node.name}' of {node.meta.get('path') or 'no module'} (calling {_target(node)}) "
             f"cannot take its operands {', '.join(map(_spell, _tensors(args)))}: {_first_line(error)}"
         ) from error
-    if env is not None and len(env.guards) > guards:
-        _fail(node, "holds only for some sizes", expected="no condition", got=env.guards[-1].expr)
+    if env is not None and (broken := broken_guard(env, guards, names)) is not None:
+        _fail(node, "holds only for some sizes", expected="no condition", got=broken)
     return result
 
 

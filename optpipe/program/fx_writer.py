@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 import optpipe.dialect  # noqa: F401  (declares the ops that a Program may name)
 
 from ..errors import ArtifactError
+from .guards import broken_guard
 from .ops import DTYPES, argument_name, dtype_name, find_op, gives_one_tensor, why_not_call
 from .program import Arg, DType, Expr, Node, Program, Value, WeightRef
 from .propagate import Propagator
@@ -47,6 +48,8 @@ class _Builder:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.sizes = Sizes(program.symbols)
+        self.torch_names = {str(own): name for own, name in self.sizes.symbols.items()}
+        self.guards = 0
         self.propagator = Propagator(self.sizes.mode)
         self.graph = fx.Graph()
         self.known: dict[str, fx.Node] = {}
@@ -69,7 +72,7 @@ class _Builder:
         output = self.graph.output(outputs[0] if len(outputs) == 1 else outputs)
         output.meta.update(val=fx.node.map_arg(output.args[0], lambda node: node.meta["val"]), path="")
         gm = fx.GraphModule(_module_of(self.program, self.weights), self.graph)
-        gm.meta["symbols"] = {str(own): name for own, name in self.sizes.symbols.items()}
+        gm.meta["symbols"] = self.torch_names
         return gm
 
     def inputs(self) -> list[tuple[fx.Node, tuple[int | str, ...]]]:
@@ -103,8 +106,11 @@ class _Builder:
             value = self.propagator.run(op, args, kwargs)
         except Exception as error:  # whatever torch makes of operands that it cannot take
             raise ArtifactError(f"It cannot take its operands: {_first_line(error)}") from error
-        if (condition := self.sizes.condition()) is not None:
-            raise ArtifactError(f"It holds only for some sizes: {condition}.")
+        if len(self.sizes.env.guards) > self.guards:
+            broken = broken_guard(self.sizes.env, self.guards, self.torch_names)
+            self.guards = len(self.sizes.env.guards)
+            if broken is not None:
+                raise ArtifactError(f"It holds only for some sizes: {broken}.")
         return value
 
     def define(self, made: fx.Node, results: tuple[Value, ...], *, one: bool) -> None:

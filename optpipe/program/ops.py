@@ -70,6 +70,12 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
+# Operations that draw random numbers unless an argument is false or zero: its index, name and default.
+_RANDOM_UNLESS = {
+    torch.ops.aten.dropout.default: (2, "train", True),
+    torch.ops.aten.scaled_dot_product_attention.default: (4, "dropout_p", 0.0),
+}
+
 _REFUSED = (
     (r"as_strided.*|set|resize.*|data|slice_inverse", "reaches memory outside its operands"),
     (r"empty.*|new_empty.*", "gives uninitialized memory"),
@@ -138,7 +144,7 @@ def why_not(op: OpOverload) -> str | None:
             return reason
     if op._schema.is_mutable:
         return "writes to its operands"
-    if torch.Tag.nondeterministic_seeded in op.tags and base != "dropout":  # dropout: see why_not_call
+    if torch.Tag.nondeterministic_seeded in op.tags and op not in _RANDOM_UNLESS:
         return "draws random numbers"
     if not op._schema.returns or not all(_is_tensor(item.type) for item in op._schema.returns):
         return "gives something other than tensors"
@@ -147,9 +153,11 @@ def why_not(op: OpOverload) -> str | None:
 
 
 def why_not_call(op: OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str | None:
-    """As ``why_not``, of one call: dropout is the identity, and allowed, where it is not training."""
-    if op is torch.ops.aten.dropout.default and (args[2:3] != (False,) and kwargs.get("train") is not False):
-        return "draws random numbers"
+    """As ``why_not``, of one call: what can drop out at random is allowed where it does not."""
+    if op in _RANDOM_UNLESS:
+        index, name, default = _RANDOM_UNLESS[op]
+        if args[index] if index < len(args) else kwargs.get(name, default):
+            return "draws random numbers"
     return why_not(op)
 
 

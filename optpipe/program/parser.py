@@ -142,7 +142,7 @@ class _Parser:
             self.scope.declare(Weight(match[1], self.type(match[2]), match[3]))
             return
         kind, _, rest = line.partition(" ")
-        if (match := _DEFINITION.fullmatch(rest)) is None:
+        if (match := _DEFINITION.fullmatch(rest.lstrip())) is None:
             raise ArtifactError(f"{_quote(line)} is malformed; expected '{kind} %name: f32[T, 4]'.")
         value = Value(match[1], self.type(match[2]))
         self.scope.define(value)

@@ -119,13 +119,6 @@ class Sizes:
         result: int | torch.SymInt = spell(parse_dim(dim), self.values.__getitem__, lambda op, a, b: op(a, b))
         return result
 
-    def condition(self) -> str | None:
-        """What an operation asked of the symbols, such as ``T <= 2048``; None when they are still free."""
-        if not self.env.guards:
-            return None
-        names = {own: sympy.Symbol(name) for own, name in self.symbols.items()}
-        return str(self.env.guards[0].expr.xreplace(names))
-
 
 Combine = Callable[[Callable[[Any, Any], Any], Any, Any], Any]
 
