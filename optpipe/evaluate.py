@@ -90,6 +90,8 @@ class Meter:
         tokens: torch.Tensor,
         logits: Iterable[torch.Tensor],
         source: Iterable[torch.Tensor] | None = None,
+        *,
+        rows: torch.Tensor | None = None,
     ) -> None:
         """Add one window.
 
@@ -97,13 +99,16 @@ class Meter:
             tokens: [T] the window's ids; row t of the logits predicts tokens[t + 1].
             logits: chunks [r, V] of the model under test.
             source: chunks of the source model; they need not be cut at the same rows.
+            rows: [R] ascending, the tokens whose logits these are; all of them when None.
         """
+        at = torch.arange(len(tokens)) if rows is None else rows
         done = 0
         for mine, theirs in _aligned(logits, source):
-            following = tokens[done + 1 : done + 1 + mine.shape[0]].to(mine.device)
+            next_at = at[done : done + mine.shape[0]] + 1
+            following = tokens[next_at[next_at < len(tokens)]].to(mine.device)
             self._add(following, mine, theirs)
             done += mine.shape[0]
-        assert done == len(tokens), f"logits have {done} rows for {len(tokens)} tokens"
+        assert done == len(at), f"logits have {done} rows, {len(at)} were expected"
 
     def _add(self, following: torch.Tensor, mine: torch.Tensor, theirs: torch.Tensor | None) -> None:
         log_q = torch.log_softmax(mine.float(), dim=-1)

@@ -107,8 +107,11 @@ class Executor(Protocol):
         """
         ...
 
-    def logits(self, token_ids: Ints) -> NDArray[np.float32]:
-        """Logits [T, V] of one whole sequence [T], without a cache. Works for every artifact.
+    def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
+        """Logits [R, V] of one whole sequence [T], whatever the cache holds. Works for every artifact.
+
+        Args:
+            rows: [R], the tokens whose logits are wanted; all of them when None.
 
         Raises:
             RequestError: there is no token, or one is outside the vocabulary.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -79,34 +79,44 @@ class ReferenceExecutor:
         rows = self._run({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
         if "logit_rows" not in self._inputs:
             rows = rows[torch.from_numpy(np.ascontiguousarray(step.logit_rows)).to(rows.device)]
-        host = rows.float().cpu().numpy()
+        host = self._host(rows)
         return Done(StepResult(host.argmax(-1).astype(np.int64), host if logits else None))
 
-    def logits(self, token_ids: Ints) -> NDArray[np.float32]:
+    def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
         count = len(token_ids)
         check_tokens(token_ids, self.vocab_size)
+        rows = np.arange(count) if rows is None else rows
         if self.cache_spec is not None:
-            return self._paged_logits(token_ids)
+            return self._paged_logits(token_ids, rows)
         if not self._caches:  # a graph that writes its cache and does not read it yet
             self.allocate(1)
         at = torch.arange(count)
         ids = torch.from_numpy(np.ascontiguousarray(token_ids)).long()
         batched = value(self._inputs["input_ids"]).dim() == 2
-        inputs = {"input_ids": ids, "position_ids": at, "slot_mapping": torch.full_like(at, -1), "logit_rows": at}
+        wanted = torch.from_numpy(np.ascontiguousarray(rows)).long()
+        inputs = {"input_ids": ids, "position_ids": at, "slot_mapping": torch.full_like(at, -1), "logit_rows": wanted}
         out = self._run({name: t[None] if batched else t for name, t in inputs.items()})
-        host: NDArray[np.float32] = (out[0] if batched else out).float().cpu().numpy()
-        return host
+        out = out[0] if batched else out
+        if "logit_rows" not in self._inputs:
+            out = out[wanted.to(out.device)]
+        return self._host(out)
 
-    def _paged_logits(self, token_ids: Ints) -> NDArray[np.float32]:
+    def _paged_logits(self, token_ids: Ints, rows: Ints) -> NDArray[np.float32]:
         assert self.cache_spec is not None, "only a paged graph has a cache"
         kept, block, count = self._caches, self.cache_spec.block_size, len(token_ids)
         self.allocate(-(-count // block))
         try:
-            result = self.submit(one_sequence(token_ids, block)).result().logits
+            result = self.submit(replace(one_sequence(token_ids, block), logit_rows=rows)).result().logits
         finally:
             self._caches = kept
         assert result is not None, "logits were asked for"
         return result
+
+    def _host(self, logits: torch.Tensor) -> NDArray[Any]:
+        """Logits as an array: float32, or float64 when that is what the graph was run in."""
+        wide = torch.promote_types(self._interpreter.dtype, torch.float32)
+        array: NDArray[Any] = logits.to(wide).cpu().numpy()
+        return array
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         known = {name: tensor for name, tensor in inputs.items() if name in self._inputs}

@@ -1,0 +1,190 @@
+"""Whether a graph keeps its contract, measured on the real weights.
+
+    lossless   |graph − baseline| ≤ 4 × the source's noise, on probes longer than every window
+    packed     a paged graph gives each of several packed, chunked and interleaved sequences what it gives
+               that sequence alone: what catches a model that mixes tokens outside attention
+    lossy      mean KL(source ‖ graph) ≤ the budget, on text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import fx
+
+from ..errors import ContractError
+from ..evaluate import Meter, Quality
+from ..targets.protocol import Ints, StepInputs
+from ..targets.reference import ReferenceExecutor
+from ..weights.store import Weights
+from .probes import Probe, Stored
+
+Rows: TypeAlias = NDArray[np.floating[Any]]
+Part: TypeAlias = tuple[int, int, int]
+
+NOISE_FACTOR = 4.0
+EXACT_TOLERANCE = 1e-9  # float64, relative to the largest logit (and 1 at least)
+EXACT_BYTES = 64 << 20  # weights up to this size are checked in float64 too
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check measured, and the bound it had to keep."""
+
+    check: str
+    value: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.check} {self.value:.2g} ≤ {self.bound:.2g}"
+
+
+class Subject:
+    """A graph with weights, as something that gives logits."""
+
+    def __init__(self, gm: fx.GraphModule, weights: Weights, dtype: torch.dtype = torch.float32) -> None:
+        self.executor = ReferenceExecutor(gm, weights, dtype=dtype, resident=False)
+
+    @property
+    def paged(self) -> bool:
+        return self.executor.cache_spec is not None
+
+    def logits(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """[R, V] float32."""
+        return torch.from_numpy(self.executor.logits(ids.numpy(), rows.numpy()))
+
+
+def check_lossless(subject: Subject, probes: list[Probe], baseline: list[Stored], noise: float) -> Finding:
+    """The graph against the logits it has to reproduce."""
+    worst = max(
+        stored.difference(subject.logits(probe.ids, probe.rows))
+        for probe, stored in zip(probes, baseline, strict=True)
+    )
+    return Finding("|Δ logit|", worst, NOISE_FACTOR * noise)
+
+
+def check_lossy(subject: Subject, probes: list[Probe], source: list[Stored]) -> Quality:
+    """The graph's divergence from the source on text."""
+    meter = Meter()
+    for probe, stored in zip(probes, source, strict=True):
+        meter.update(probe.ids, [subject.logits(probe.ids, probe.rows)], stored.chunks(), rows=probe.rows)
+    return meter.result()
+
+
+def check_packed(subject: Subject, sequences: list[Probe], noise: float) -> Finding:
+    """A paged graph over packed, chunked, interleaved sequences against each sequence alone."""
+    worst, _ = _packed_difference(subject, sequences)
+    return Finding("|Δ packed|", worst, NOISE_FACTOR * noise)
+
+
+def check_exact(gm: fx.GraphModule, weights: Weights, sequences: list[Probe]) -> Finding:
+    """The packed check in float64, where nothing but a real difference is left."""
+    worst, largest = _packed_difference(Subject(gm, weights, torch.float64), sequences)
+    return Finding("|Δ packed, float64|", worst, EXACT_TOLERANCE * max(1.0, largest))
+
+
+def _packed_difference(subject: Subject, sequences: list[Probe]) -> tuple[float, float]:
+    """The largest difference and the largest logit; infinite when one is not a number."""
+    alone = [subject.executor.logits(probe.ids.numpy(), probe.rows.numpy()) for probe in sequences]
+    together = run_packed(subject.executor, sequences)
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, together, strict=True))
+    return (worst if worst == worst else float("inf")), max(float(np.abs(a).max()) for a in alone)
+
+
+def run_packed(executor: ReferenceExecutor, sequences: list[Probe]) -> list[Rows]:
+    """All sequences through one cache, some tokens of each a step, blocks handed out in no order.
+
+    Returns:
+        For each sequence the logits [R, V] of its rows.
+    """
+    assert executor.cache_spec is not None, "only a paged graph takes packed sequences"
+    block = executor.cache_spec.block_size
+    counts = [-(-len(probe.ids) // block) for probe in sequences]
+    pool = list(np.random.default_rng(0).permutation(sum(counts) + 1))
+    tables = [np.array([pool.pop() for _ in range(count)]) for count in counts]
+    executor.allocate(sum(counts) + 1)
+    found: list[list[Rows]] = [[] for _ in sequences]
+    for parts in interleaved([len(probe.ids) for probe in sequences]):
+        step = packed_step(sequences, tables, parts, block)
+        if len(step.logit_rows) == 0:  # every graph is given a row to compute
+            step = replace(step, logit_rows=np.zeros(1, np.int64))
+        logits = executor.submit(step).result().logits
+        assert logits is not None, "logits were asked for"
+        at = 0
+        for which, begin, end in parts:
+            count = len(_wanted(sequences[which], begin, end))
+            found[which].append(logits[at : at + count])
+            at += count
+    return [np.concatenate(parts) for parts in found]
+
+
+def interleaved(lengths: list[int]) -> Iterator[list[Part]]:
+    """Steps of (sequence, begin, end): chunks of uneven size, single tokens among them, in changing order."""
+    done = [0] * len(lengths)
+    sizes = (7, 23, 16, 1, 61, 2)
+    step = 0
+    while any(at < length for at, length in zip(done, lengths, strict=True)):
+        parts = []
+        for which, length in enumerate(lengths):
+            left = length - done[which]
+            if left == 0 or (step + which) % 4 == 3:  # now and then a sequence sits out
+                continue
+            size = min(sizes[(step + 2 * which) % len(sizes)] * (1 + length // 128), left)
+            parts.append((which, done[which], done[which] + size))
+            done[which] += size
+        step += 1
+        if parts:
+            yield parts[::-1] if step % 2 else parts
+
+
+def _wanted(probe: Probe, begin: int, end: int) -> torch.Tensor:
+    return probe.rows[(probe.rows >= begin) & (probe.rows < end)]
+
+
+def packed_step(sequences: list[Probe], tables: list[Ints], parts: list[Part], block: int) -> StepInputs:
+    """One step over parts (sequence, begin, end), with logits for the rows of each that lie in it."""
+    positions = [np.arange(begin, end) for _, begin, end in parts]
+    width = max(len(tables[which]) for which, _, _ in parts)
+    padded = np.zeros((len(parts), width), np.int32)
+    for row, (which, _, _) in enumerate(parts):
+        padded[row, : len(tables[which])] = tables[which]
+    starts = np.cumsum([0, *(end - begin for _, begin, end in parts)])
+    rows = [
+        _wanted(sequences[which], begin, end).numpy() - begin + start
+        for (which, begin, end), start in zip(parts, starts[:-1], strict=True)
+    ]
+    return StepInputs(
+        token_ids=np.concatenate([sequences[which].ids.numpy()[begin:end] for which, begin, end in parts]),
+        positions=np.concatenate(positions),
+        slot_mapping=np.concatenate(
+            [tables[which][at // block] * block + at % block for (which, _, _), at in zip(parts, positions, strict=True)]
+        ),
+        query_start=starts.astype(np.int32),
+        context_lens=np.array([end for _, _, end in parts], np.int32),
+        block_tables=padded,
+        logit_rows=np.concatenate(rows),
+    )
+
+
+def require(finding: Finding, who: str) -> Finding:
+    """The finding, when it holds.
+
+    Raises:
+        ContractError: names the pass and the figure.
+    """
+    if not finding.holds:
+        raise ContractError(
+            f"The pass '{who}' broke its contract: {finding.check} is {finding.value:.3g}, "
+            f"and at most {finding.bound:.3g} is allowed.",
+            hint="--explain lists its rewrites; --only-rewrites makes some of them alone",
+        )
+    return finding

@@ -1,0 +1,260 @@
+"""Run a pipeline: each pass on a copy, verified and measured before its result is taken.
+
+A pass works on a copy of the graph that shares its tensors and on an overlay of the weights. Only when the
+graph holds together and the contract is kept do both replace what was there; a pass that fails leaves
+nothing behind but a reproducer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import fx
+
+from ..errors import OptpipeError, PassError
+from ..evaluate import Quality
+from ..graph.canonical import canonicalize, eliminate_dead
+from ..plugins import installed_plugins
+from ..verifier import verify
+from ..weights.store import Weights
+from . import checks
+from .base import Pass
+from .calibrate import Calibration
+from .checks import Finding, Subject, require
+from .context import Numbering, PassContext, Remark
+from .contract import Lossy
+from .probes import Probes, Stored
+from .reproducer import write_reproducer
+from .text import print_pass
+
+
+class Watcher(Protocol):
+    """Told what happens, for progress and printing."""
+
+    def starting(self, name: str, number: int, total: int) -> None: ...
+
+    def finished(self, record: PassRecord, before: fx.GraphModule, after: fx.GraphModule) -> None: ...
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did.
+
+    Attributes:
+        name, text: the pass, alone and with its options.
+        remarks: applied and missed rewrites.
+        nodes_before, nodes_after: nodes of the graph that compute something.
+        bytes_before, bytes_after: stored bytes of the weights that the graph reads.
+        findings: what was measured, with its bound.
+        quality: divergence from the source, for a lossy pass.
+        seconds: rewriting, verifying and measuring.
+    """
+
+    name: str
+    text: str
+    remarks: tuple[Remark, ...]
+    nodes_before: int
+    nodes_after: int
+    bytes_before: int
+    bytes_after: int
+    findings: tuple[Finding, ...]
+    quality: Quality | None
+    seconds: float
+
+    @property
+    def rewrites(self) -> int:
+        return sum(remark.kind == "applied" for remark in self.remarks)
+
+    @property
+    def missed(self) -> int:
+        return sum(remark.kind == "missed" for remark in self.remarks)
+
+    @property
+    def error(self) -> str:
+        """The figures, for a table."""
+        return ", ".join(map(str, self.findings))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pass": self.text,
+            "rewrites": self.rewrites,
+            "missed": self.missed,
+            "remarks": [vars(remark) for remark in self.remarks],
+            "nodes": [self.nodes_before, self.nodes_after],
+            "bytes": [self.bytes_before, self.bytes_after],
+            "findings": [{"check": f.check, "value": f.value, "bound": f.bound} for f in self.findings],
+            "quality": None if self.quality is None else self.quality.to_dict(),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass
+class Measured:
+    """What contracts are measured against.
+
+    Attributes:
+        probes: the text.
+        source: the source's logits on ``probes.exact`` and on ``probes.text``.
+        noise: the source's own, in a logit.
+        max_kld: the budget that replaces every lossy pass's own, or None.
+    """
+
+    probes: Probes
+    source: tuple[list[Stored], list[Stored]]
+    noise: float
+    max_kld: float | None = None
+
+
+@dataclass
+class Manager:
+    """Runs passes over one graph.
+
+    Attributes:
+        gm, weights, constants: the present graph, its weights, and their names that no checkpoint has.
+        config: the model's config.
+        measured: what to measure against; None switches measuring off.
+        calibration: text for calibrated algorithms.
+        numbering: of rewrites, for the whole pipeline.
+        tidy: canonicalize after each pass (off in a bare pipeline).
+    """
+
+    gm: fx.GraphModule
+    weights: Weights
+    constants: frozenset[str]
+    config: dict[str, Any]
+    measured: Measured | None = None
+    calibration: Calibration | None = None
+    numbering: Numbering = field(default_factory=Numbering)
+    tidy: bool = True
+    watcher: Watcher | None = None
+
+    def __post_init__(self) -> None:
+        self.records: list[PassRecord] = []
+        self._baseline = None if self.measured is None else self.measured.source[0]
+        self._budget = 0.0
+        self.quality: Quality | None = None
+
+    def run(self, passes: Sequence[Pass]) -> None:
+        """Run passes in the order given.
+
+        Raises:
+            PassError: a pass failed or left a graph that does not hold together.
+            ContractError: a pass changed the numbers more than it promises.
+        """
+        for number, p in enumerate(passes):
+            if self.watcher is not None:
+                self.watcher.starting(p.name, number, len(passes))
+            try:
+                self._one(p)
+            except Exception as error:
+                folder = write_reproducer(self.gm, self.config, passes[number:], error)
+                if isinstance(error, OptpipeError):
+                    error.hint = " ".join(filter(None, (error.hint, f"(a reproducer is in {folder})")))
+                    raise
+                raise PassError(
+                    f"The pass '{p.name}' failed: {type(error).__name__}: {error}",
+                    hint=f"a reproducer is in {folder}; --debug shows the traceback",
+                ) from error
+
+    def _one(self, p: Pass) -> None:
+        begun = time.perf_counter()
+        gm, weights = fork(self.gm), self.weights.overlay()
+        cx = PassContext(
+            gm, weights, self.config, self.numbering, self.calibration, p.whole, set(self.constants)
+        )
+        installed_plugins().notify("optpipe_before_pass", pass_=p, graph=gm, cx=cx)
+        p.apply(gm.graph, cx)
+        canonicalize(gm) if self.tidy else eliminate_dead(gm.graph)
+        gm.recompile()
+        verify(gm, stage=p.stage)
+        self._check_count(p, cx)
+        findings, quality = self._measure(p, gm, weights, bool(cx.rewrites))
+        installed_plugins().notify("optpipe_after_pass", pass_=p, graph=gm, cx=cx)
+        record = PassRecord(
+            p.name, print_pass(p), tuple(cx.remarks), size(self.gm), size(gm),
+            stored_bytes(self.gm, self.weights), stored_bytes(gm, weights),
+            findings, quality, time.perf_counter() - begun,
+        )  # fmt: skip
+        self.records.append(record)
+        if self.watcher is not None:
+            self.watcher.finished(record, self.gm, gm)
+        self.gm, self.weights, self.constants = gm, weights, frozenset(cx.constants)
+
+    def _check_count(self, p: Pass, cx: PassContext) -> None:
+        wanted = p.expected(self.config)
+        if wanted is not None and cx.rewrites < wanted and self.numbering.only is None:
+            raise PassError(
+                f"The pass '{p.name}' made {cx.rewrites} rewrites where the config promises {wanted}.",
+                hint="--explain says what was missed and why",
+            )
+
+    def _measure(
+        self, p: Pass, gm: fx.GraphModule, weights: Weights, changed: bool
+    ) -> tuple[tuple[Finding, ...], Quality | None]:
+        if self.measured is None or self._baseline is None or not changed:
+            return (), None
+        probes, subject = self.measured.probes, Subject(gm, weights)
+        contract = p.contract()
+        if isinstance(contract, Lossy):
+            return self._measure_lossy(p, contract, subject)
+        findings = [require(checks.check_lossless(subject, probes.exact, self._baseline, self.measured.noise), p.name)]
+        if subject.paged:
+            findings.append(require(checks.check_packed(subject, probes.sequences, self.measured.noise), p.name))
+            if stored_bytes(gm, weights) <= checks.EXACT_BYTES:
+                findings.append(require(checks.check_exact(gm, weights, probes.sequences), p.name))
+        return tuple(findings), None
+
+    def _measure_lossy(
+        self, p: Pass, contract: Lossy, subject: Subject
+    ) -> tuple[tuple[Finding, ...], Quality | None]:
+        """A lossy pass may spend its budget on top of what the ones before it may have spent."""
+        assert self.measured is not None, "only measured pipelines are measured"
+        probes = self.measured.probes
+        self._budget += contract.max_kld
+        bound = self._budget if self.measured.max_kld is None else self.measured.max_kld
+        quality = checks.check_lossy(subject, probes.text, self.measured.source[1])
+        kld = quality.kld if quality.kld is not None else float("inf")
+        finding = require(Finding("KL", kld, bound), p.name)
+        self._baseline = [probes.keep(subject.logits(probe.ids, probe.rows)) for probe in probes.exact]
+        self.quality = quality
+        return (finding,), quality
+
+    def check_whole(self) -> None:
+        """Measure what the whole pipeline made against the source, once more and as it will be run."""
+        if self.measured is None or self.quality is None:
+            return
+        bound = self._budget if self.measured.max_kld is None else self.measured.max_kld
+        subject = Subject(self.gm, self.weights)
+        self.quality = checks.check_lossy(subject, self.measured.probes.text, self.measured.source[1])
+        kld = self.quality.kld if self.quality.kld is not None else float("inf")
+        require(Finding("KL", kld, bound), "whole pipeline")
+
+
+def fork(gm: fx.GraphModule) -> fx.GraphModule:
+    """A graph module with a graph of its own over the same tensors."""
+    graph = fx.Graph()
+    known: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(gm.graph, known))
+    copied = fx.GraphModule(gm, graph)
+    copied.meta = {name: dict(kept) if isinstance(kept, dict) else kept for name, kept in gm.meta.items()}
+    return copied
+
+
+def size(gm: fx.GraphModule) -> int:
+    """Nodes that compute tensors: what is left when inputs, weights, sizes and items are not counted."""
+    import operator
+
+    return sum(
+        node.op == "call_function" and node.target is not operator.getitem and not isinstance(node.meta.get("val"), int)
+        and "Sym" not in type(node.meta.get("val")).__name__
+        for node in gm.graph.nodes
+    )  # fmt: skip
+
+
+def stored_bytes(gm: fx.GraphModule, weights: Weights) -> int:
+    """Stored bytes of the weights that the graph reads, tied ones once."""
+    read = {node.target for node in gm.graph.nodes if node.op == "get_attr"}
+    return sum(weight.nbytes for weight in {id(weights[name]): weights[name] for name in read}.values())

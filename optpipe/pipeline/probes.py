@@ -1,0 +1,190 @@
+"""What contracts are measured on: text, the source model's logits on it, and the source model's own noise.
+
+The source is run once. Its logits lie in files and are read back a slab at a time, so that a vocabulary of
+262,144 costs no more memory than one of 256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from ..evaluate import WINDOW, calibration_text, evaluation_text, windows
+
+Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(ids [T], rows [R]) → logits [R, V]."""
+
+ROW_BYTES = 96 << 20  # logits of one probe at once
+TEXT_WINDOWS = 4
+LOSSLESS_TOKENS = 128
+LOSSLESS_ROWS = 64
+SLAB_ROWS = 64
+ULPS = 8  # of the largest logit: a measurement of noise on few rows can come out at nothing
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A piece of text and the rows whose logits are held.
+
+    Attributes:
+        ids: [T] token ids.
+        rows: [R] rows, ascending.
+    """
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+
+
+class Stored:
+    """Logits [R, V] in a file of float32."""
+
+    def __init__(self, path: Path, logits: torch.Tensor) -> None:
+        self._path = path
+        self._width = logits.shape[1]
+        self.rows = logits.shape[0]
+        logits.float().numpy().tofile(path)
+
+    def chunks(self, step: int = SLAB_ROWS) -> Iterator[torch.Tensor]:
+        """Consecutive rows, ``step`` at a time."""
+        with self._path.open("rb") as file:
+            while True:
+                block = np.fromfile(file, np.float32, step * self._width)
+                if block.size == 0:
+                    return
+                yield torch.from_numpy(block).view(-1, self._width)
+
+    def difference(self, logits: torch.Tensor) -> float:
+        """Largest absolute difference from [R, V]; infinite when a logit is not a number."""
+        at, worst = 0, 0.0
+        for mine in self.chunks():
+            delta = (logits[at : at + len(mine)].float() - mine).abs().max().item()
+            worst = max(worst, delta if delta == delta else float("inf"))
+            at += len(mine)
+        return worst
+
+    def largest(self) -> float:
+        """Largest absolute logit."""
+        return max(block.abs().max().item() for block in self.chunks())
+
+
+class Probes:
+    """Probes of one model, for the length of one pipeline.
+
+    Args:
+        vocabulary: V.
+        encode: text → ids; None for a model without a tokenizer, which is probed with random ids.
+        span: the longest window or chunk of the model's attention; probes are longer.
+        context: the most tokens the model takes, or None.
+
+    Attributes:
+        exact: probes for lossless contracts: few rows, longer than every window.
+        text: probes for lossy contracts: windows of 512 tokens that calibration does not see.
+        sequences: three of unlike lengths, to be packed together.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        encode: Callable[[str], Sequence[int]] | None,
+        *,
+        span: int = 0,
+        context: int | None = None,
+        calibration: str | None = None,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="optpipe-probes-")
+        self._count = 0
+        self._vocabulary = vocabulary
+        limit = context or 1 << 30
+        length = min(max(LOSSLESS_TOKENS, span + LOSSLESS_TOKENS // 2), limit)
+        self._fits = max(ROW_BYTES // (4 * vocabulary), 8)
+        exact = self._windows(encode, evaluation_text, 2, length, seed=1)
+        self.exact = [Probe(ids, self._rows(len(ids), LOSSLESS_ROWS)) for ids in exact]
+        text = self._windows(encode, evaluation_text, TEXT_WINDOWS, min(WINDOW, limit), seed=2)
+        self.text = [Probe(ids, self._rows(len(ids), self._fits)) for ids in text]
+        self.sequences = self._unlike(exact)
+        self._encode, self._calibration, self._limit = encode, calibration, limit
+
+    def calibration(self, count: int) -> list[torch.Tensor]:
+        """``count`` windows [T] of text for calibrated algorithms; none of them is a probe."""
+        text = calibration_text if self._calibration is None else lambda: str(self._calibration)
+        return self._windows(self._encode, text, count, min(WINDOW, self._limit), seed=3)
+
+    def keep(self, logits: torch.Tensor) -> Stored:
+        """Put logits into a file that lives as long as the probes."""
+        self._count += 1
+        return Stored(Path(self._folder.name) / f"{self._count}.f32", logits)
+
+    def __enter__(self) -> Probes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with contextlib.suppress(OSError):  # a temporary folder that is gone is no failure of the pipeline
+            self._folder.cleanup()
+
+    def _windows(
+        self,
+        encode: Callable[[str], Sequence[int]] | None,
+        text: Callable[[], str],
+        count: int,
+        length: int,
+        seed: int,
+    ) -> list[torch.Tensor]:
+        if encode is not None:
+            return windows(encode, text(), count=count, length=length)
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randint(self._vocabulary, (length,), generator=generator) for _ in range(count)]
+
+    def _unlike(self, exact: list[torch.Tensor]) -> list[Probe]:
+        first, second = exact[0], exact[-1]
+        parts = (first, second[len(second) // 2 :], first[5 : 5 + max(len(first) // 3, 2)])
+        return [Probe(ids, self._rows(len(ids), self._fits // 3)) for ids in parts]
+
+    def _rows(self, tokens: int, wanted: int) -> torch.Tensor:
+        count = min(wanted, self._fits, tokens)
+        return torch.linspace(0, tokens - 1, count).round().long().unique()
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far the source model is from itself in float32, as the largest difference in a logit.
+
+    Attributes:
+        lengths: the same rows in a longer and in a shorter sequence.
+        kernels: eager against fused attention; None when the model has no other.
+        floor: what rounding alone does to the largest logit.
+    """
+
+    lengths: float
+    kernels: float | None
+    floor: float
+
+    @property
+    def value(self) -> float:
+        return max(self.lengths, self.kernels or 0.0, self.floor)
+
+
+def measure_noise(probe: Probe, stored: Stored, source: Logits, other: Logits | None) -> Noise:
+    """The source's noise on one probe.
+
+    Args:
+        stored: the source's logits on the probe.
+        source: the source model.
+        other: the source model with another implementation of attention, or None.
+    """
+    lengths = 0.0
+    whole = torch.cat(list(stored.chunks()))
+    for tokens in {len(probe.ids) // 2, len(probe.ids) - 3, len(probe.ids) * 3 // 4}:
+        rows = probe.rows[probe.rows < tokens]
+        if tokens < 2 or len(rows) == 0:
+            continue
+        again = source(probe.ids[:tokens], rows)
+        lengths = max(lengths, (again - whole[: len(rows)]).abs().max().item())
+    kernels = None if other is None else stored.difference(other(probe.ids, probe.rows))
+    return Noise(lengths, kernels, ULPS * torch.finfo(torch.float32).eps * stored.largest())
