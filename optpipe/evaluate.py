@@ -96,19 +96,18 @@ class Meter:
         """Add one window.
 
         Args:
-            tokens: [T] the window's ids; row t of the logits predicts tokens[t + 1].
+            tokens: [T] the window's ids; the logits at position t predict tokens[t + 1].
             logits: chunks [r, V] of the model under test.
             source: chunks of the source model; they need not be cut at the same rows.
-            rows: [R] ascending, the tokens whose logits these are; all of them when None.
+            rows: [R] ascending positions whose logits are given; None when all T are.
         """
-        at = torch.arange(len(tokens)) if rows is None else rows
+        positions = torch.arange(len(tokens)) if rows is None else rows.cpu()
         done = 0
         for mine, theirs in _aligned(logits, source):
-            next_at = at[done : done + mine.shape[0]] + 1
-            following = tokens[next_at[next_at < len(tokens)]].to(mine.device)
-            self._add(following, mine, theirs)
+            following = positions[done : done + mine.shape[0]] + 1
+            self._add(tokens[following[following < len(tokens)]].to(mine.device), mine, theirs)
             done += mine.shape[0]
-        assert done == len(at), f"logits have {done} rows, {len(at)} were expected"
+        assert done == len(positions), f"logits have {done} rows for {len(positions)} positions"
 
     def _add(self, following: torch.Tensor, mine: torch.Tensor, theirs: torch.Tensor | None) -> None:
         log_q = torch.log_softmax(mine.float(), dim=-1)

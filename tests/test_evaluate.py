@@ -62,6 +62,19 @@ def test_how_logits_are_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> 
     assert meter.result().to_dict() == pytest.approx(whole.to_dict(), rel=1e-6)
 
 
+def test_some_rows_give_the_figures_of_those_rows() -> None:
+    mine, theirs = logits(0), logits(1)
+    rows = torch.tensor([3, 4, 17, 39])
+    meter = ev.Meter()
+    meter.update(TOKENS, [mine[rows]], [theirs[rows]], rows=rows)
+    found = meter.result()
+    loss = torch.nn.functional.cross_entropy(mine[rows[:3]].double(), TOKENS[rows[:3] + 1])
+    assert found.perplexity == pytest.approx(math.exp(float(loss)), rel=1e-5)
+    kld = (theirs[rows].softmax(-1) * (theirs[rows].log_softmax(-1) - mine[rows].log_softmax(-1))).sum(-1)
+    assert found.kld == pytest.approx(float(kld.mean()), rel=1e-4)
+    assert found.tokens == 4
+
+
 def test_impossible_tokens_of_the_source_count_nothing() -> None:
     """Padding rows of a vocabulary are minus infinity in some models."""
     mine, theirs = logits(0), logits(1)
@@ -96,7 +109,7 @@ def test_nothing_to_measure_is_an_error() -> None:
 
 
 def test_too_few_rows_is_our_own_fault() -> None:
-    with pytest.raises(AssertionError, match="39 rows for 40 tokens"):
+    with pytest.raises(AssertionError, match="39 rows for 40 positions"):
         measure(logits(0)[:39], None)
 
 
