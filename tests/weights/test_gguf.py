@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
 from optpipe.errors import ModelError
 from optpipe.weights import PermutedRows, ShiftedWeight
 from optpipe.weights.gguf import GgufWeight, gguf_weights

@@ -1,6 +1,7 @@
 import struct
 
 import pytest
+
 from optpipe.errors import ModelError
 from optpipe.weights.gguf_file import read_gguf
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from optpipe.weights import GridInfo, QuantizedTensor
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from optpipe.errors import ModelError
 from optpipe.weights import TensorWeight
 from optpipe.weights.packed import Scheme, check_quantization, join_packed, unpack

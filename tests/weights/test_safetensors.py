@@ -3,9 +3,10 @@ import struct
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from optpipe.errors import ModelError
 from optpipe.weights.safetensors import safetensors_weights
-from safetensors.torch import save_file
 
 
 def write(folder, header, data: bytes = b"", length: int | None = None):

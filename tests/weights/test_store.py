@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from optpipe.errors import ModelError
 from optpipe.weights import LazyWeight, QuantizedTensor, TensorWeight, Weights
 
