@@ -18,9 +18,11 @@ Source: Frantar et al. 2023, "GPTQ", and the activation order of its reference c
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
-from optpipe.quantize.rtn import fit, grouped, stored
+from optpipe.quantize.rtn import fit, grouped, joined, stored
 from optpipe.weights.grid import GridInfo, QuantizedTensor
 
 DAMPING = 0.01  # of the mean of diag(H)
@@ -43,47 +45,42 @@ class Hessian:
 
     def update(self, inputs: torch.Tensor) -> None:
         """Add inputs [..., K]."""
+        assert "spread" not in self.__dict__, "a Hessian that was used gets no more inputs"
         rows = inputs.reshape(-1, inputs.shape[-1]).float()
         self.matrix.addmm_(rows.T, rows)
         self.tokens += rows.shape[0]
 
+    @functools.cached_property
+    def order(self) -> torch.Tensor:
+        """[K], the inputs from the loudest to the quietest."""
+        return torch.argsort(self.matrix.diagonal(), descending=True, stable=True)
 
-def compensate(weight: torch.Tensor, hessian: torch.Tensor, grid: GridInfo) -> QuantizedTensor:
+    @functools.cached_property
+    def spread(self) -> torch.Tensor:
+        """[K, K] float32, U of the module's formula, in ``order``. Layers with the same inputs share it."""
+        return _spread(self.matrix[self.order][:, self.order])
+
+
+def compensate(weight: torch.Tensor, hessian: Hessian, grid: GridInfo) -> QuantizedTensor:
     """Put a weight on a grid so that the layer's outputs change little on the calibration inputs.
 
     Args:
         weight: [N, K].
-        hessian: [K, K] float32, ``Hessian.matrix``; all zeros means round to nearest.
+        hessian: of the layer's inputs; without any, weights are rounded to the nearest.
         grid: the target; see ``rtn.why_not``.
     """
-    assert hessian.shape == (weight.shape[1],) * 2, f"{hessian.shape = } {weight.shape = }"
-    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    spread = _spread(hessian[order][:, order])
-    parts = [_compensate_rows(rows, hessian, order, spread, grid) for rows in weight.split(_ROWS)]
-    if len(parts) == 1:
-        return parts[0]
-    wide = any(part.scale.dtype == torch.float32 for part in parts)
-    dtype = torch.float32 if wide else torch.float16
-    return QuantizedTensor(
-        torch.cat([part.codes for part in parts]),
-        torch.cat([part.scale.to(dtype) for part in parts]),
-        torch.cat([part.minimum.to(dtype) for part in parts if part.minimum is not None])
-        if grid.has_minimum
-        else None,
-        grid.bits,
-        grid.group,
-    )
+    assert len(hessian.matrix) == weight.shape[1], f"{len(hessian.matrix) = } {weight.shape = }"
+    return joined([_compensate_rows(rows, hessian, grid) for rows in weight.split(_ROWS)])
 
 
-def _compensate_rows(
-    weight: torch.Tensor, hessian: torch.Tensor, order: torch.Tensor, spread: torch.Tensor, grid: GridInfo
-) -> QuantizedTensor:
-    scale, minimum = search(weight, hessian.diagonal(), grid)
+def _compensate_rows(weight: torch.Tensor, hessian: Hessian, grid: GridInfo) -> QuantizedTensor:
+    scale, minimum = search(weight, hessian.matrix.diagonal(), grid)
     step, low = _steps(scale, minimum, grid)
     width = weight.shape[1] if grid.group == -1 else grid.group
+    order = hessian.order
     step, low = (part.repeat_interleave(width, dim=1).T[order] for part in (step, low))
     codes = torch.empty(weight.shape[1], weight.shape[0], dtype=torch.uint8)  # [K, N]: an input is one run
-    codes[order] = _round_in_turn(weight.float().T[order], step, low, spread, 2**grid.bits - 1)
+    codes[order] = _round_in_turn(weight.float().T[order], step, low, hessian.spread, 2**grid.bits - 1)
     return QuantizedTensor(codes.T.contiguous(), scale, minimum, grid.bits, grid.group)
 
 

@@ -12,6 +12,8 @@ Source: GGUF's Q4_0 (signed extreme) and Q4_1 (minimum).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from optpipe.quantize.pack import BITS
@@ -68,6 +70,22 @@ def assign(
         codes = (groups - minimum.float().unsqueeze(-1)).div_(step).round_()
     codes = codes.clamp_(0, 2**grid.bits - 1).to(torch.uint8).flatten(-2)
     return QuantizedTensor(codes, scale, minimum, grid.bits, grid.group)
+
+
+def joined(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """Rows that were quantized apart, as one tensor; float32 scales where one part needs them."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    dtype = torch.float32 if any(part.scale.dtype == torch.float32 for part in parts) else first.scale.dtype
+    minima = [part.minimum.to(dtype) for part in parts if part.minimum is not None]
+    return QuantizedTensor(
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scale.to(dtype) for part in parts]),
+        torch.cat(minima) if minima else None,
+        first.bits,
+        first.group,
+    )
 
 
 def grouped(weight: torch.Tensor, group: int) -> torch.Tensor:

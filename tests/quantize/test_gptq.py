@@ -23,10 +23,10 @@ def inputs(tokens: int, columns: int) -> torch.Tensor:
     return (mixed + 0.3 * torch.randn(tokens, columns, generator=generator)) * loud
 
 
-def hessian_of(x: torch.Tensor) -> torch.Tensor:
+def hessian_of(x: torch.Tensor) -> Hessian:
     hessian = Hessian(x.shape[-1])
     hessian.update(x)
-    return hessian.matrix
+    return hessian
 
 
 def weight(rows: int, columns: int) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_beats_rounding_on_the_layers_outputs(grid: GridInfo) -> None:
 
 def test_without_calibration_it_rounds_to_the_searched_grid() -> None:
     values, grid = weight(16, 64), GridInfo(4, 32, True)
-    made = compensate(values, torch.zeros(64, 64), grid)
+    made = compensate(values, Hessian(64), grid)
     error = (made.dequantize() - values).square().sum()
     assert float(error) <= 1.5 * float((round_to_nearest(values, grid).dequantize() - values).square().sum())
 
@@ -89,7 +89,7 @@ def test_search_is_no_worse_than_the_covering_range() -> None:
 
 
 def test_spread_factors_the_damped_inverse() -> None:
-    hessian = hessian_of(inputs(256, 48))
+    hessian = hessian_of(inputs(256, 48)).matrix
     upper = _spread(hessian).double()
     damped = hessian.double() + torch.eye(48) * 0.01 * hessian.double().diagonal().mean()
     assert torch.equal(upper, upper.triu())
