@@ -22,11 +22,12 @@ def command(artifact: Path, text: bool, layer: int | None, as_json: bool) -> Non
 
     Without an option: parameters and bytes, operations, the pipeline that made it, and what was measured.
     """
-    from ..artifact import read_manifest, read_program
+    from ..artifact import load_artifact
     from ..program import print_node, print_program
     from .summary import layer_nodes, summarize
 
-    program = read_program(artifact)
+    opened = load_artifact(artifact, hashes=False)
+    program = opened.program
     if text:
         click.echo(print_program(program), nl=False)
         return
@@ -36,7 +37,7 @@ def command(artifact: Path, text: bool, layer: int | None, as_json: bool) -> Non
             raise ArtifactError(f"'{artifact}' has no layer {layer}; it has {summarize(program)['layers']}.")
         click.echo("\n".join(print_node(node) for node in nodes))
         return
-    facts = summarize(program) | {"manifest": read_manifest(artifact)}
+    facts = summarize(program) | {"manifest": opened.manifest.to_json()}
     if as_json:
         print_json(facts)
     else:
@@ -44,7 +45,12 @@ def command(artifact: Path, text: bool, layer: int | None, as_json: bool) -> Non
 
 
 def _print(facts: dict[str, Any]) -> None:
-    click.echo(f"pipeline: {facts['manifest'].get('pipeline', '')}")
+    manifest = facts["manifest"]
+    click.echo(f"pipeline: {manifest['pipeline']}")
+    click.echo(f"source: {_pairs(manifest['source'])}")
+    click.echo(f"measured: {_pairs(manifest['quality']) or 'nothing'}")
+    loads = "yes" if manifest["hf_loadable"] else f"no, {manifest['hf_obstacle']}"
+    click.echo(f"transformers loads it: {loads}")
     click.echo(f"inputs: {', '.join(f'{name}: {kind}' for name, kind in facts['inputs'].items())}")
     click.echo(
         f"caches: {facts['caches']} tensors" if facts["caches"] else "caches: none, one sequence at a time"
@@ -59,6 +65,14 @@ def _print(facts: dict[str, Any]) -> None:
     )
     counts = [(name, str(count)) for name, count in facts["operations"].items()]
     print_table(["operation", "nodes"], counts, right=["nodes"])
+
+
+def _pairs(facts: dict[str, Any]) -> str:
+    """Facts on one line, nested ones left to --json."""
+    shown = {key: f"{it:.4g}" if isinstance(it, float) else it for key, it in facts.items()}
+    return ", ".join(
+        f"{key} {it}" for key, it in shown.items() if isinstance(it, str | int) and it is not None
+    )
 
 
 def _row(part: dict[str, Any]) -> tuple[str, ...]:

@@ -118,8 +118,9 @@ class _DenseSequence:
 
     def extend(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         self._tokens.extend(tokens)
-        logits = self._executor.logits(np.asarray(self._tokens, dtype=np.int64))
-        return np.asarray(logits[-1], dtype=np.float32)
+        last = np.asarray([len(self._tokens) - 1], dtype=np.int64)
+        logits = self._executor.logits(np.asarray(self._tokens, dtype=np.int64), last)
+        return np.asarray(logits[0], dtype=np.float32)
 
 
 class _PagedSequence:

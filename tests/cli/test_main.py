@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -51,12 +51,17 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 
 
 def test_help_takes_less_than_a_fifth_of_a_second():
-    """The best of several: what is measured is the program, not what else the machine does."""
+    """In processor time, the best of several: what is measured is the program, not what else runs."""
+
+    def spent():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     times = []
-    for _ in range(7):
-        begun = time.perf_counter()
+    for _ in range(5):
+        begun = spent()
         optpipe("--help")
-        times.append(time.perf_counter() - begun)
+        times.append(spent() - begun)
     assert min(times) < 0.2
 
 

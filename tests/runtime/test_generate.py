@@ -35,9 +35,9 @@ class Dense:
     cache_spec = None
     vocab_size = V
 
-    def logits(self, token_ids):
+    def logits(self, token_ids, rows=None):
         history = token_ids.tolist()
-        return np.stack([row(history[: at + 1]) for at in range(len(history))])
+        return np.stack([row(history[: at + 1]) for at in (range(len(history)) if rows is None else rows)])
 
 
 @dataclass
