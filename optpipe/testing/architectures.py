@@ -206,21 +206,6 @@ ARCHITECTURES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
             "eos_token_id": 257,
         },
     ),
-    "falcon-alibi": (
-        "falcon",
-        {
-            "vocab_size": VOCAB,
-            "hidden_size": 72,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 6,
-            "alibi": True,
-            "multi_query": False,
-            "parallel_attn": False,
-            "bias": True,
-            "bos_token_id": 256,
-            "eos_token_id": 257,
-        },
-    ),
     "gptj": ("gptj", {**_GPT2_NAMES, "n_inner": 96, "rotary_dim": 8}),
     "bloom": (
         "bloom",

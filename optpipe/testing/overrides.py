@@ -12,7 +12,12 @@ from .architectures import WINDOW
 
 _DECODER = {"is_decoder": True}  # BERT and its kin: with it their language model head is causal
 _MIXED = ["full_attention", "sliding_attention"] * 2
-_WINDOWED = {"use_sliding_window": True, "sliding_window": WINDOW, "num_hidden_layers": 4, "layer_types": _MIXED}
+_WINDOWED = {
+    "use_sliding_window": True,
+    "sliding_window": WINDOW,
+    "num_hidden_layers": 4,
+    "layer_types": _MIXED,
+}
 _HALVES = {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
 _LLAMA4 = {
     "num_hidden_layers": 4,
@@ -65,7 +70,8 @@ OVERRIDES: Final[dict[str, dict[str, Any]]] = {
         "num_hidden_layers": 4,
         "layer_types": _MIXED,
         "rope_parameters": {
-            kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")
+            kind: {"rope_type": "default", "rope_theta": 10000.0}
+            for kind in ("full_attention", "sliding_attention")
         },
     },
     "dbrx": {

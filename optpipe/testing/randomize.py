@@ -26,8 +26,8 @@ def randomize(model: PreTrainedModel, seed: int) -> None:
     """Fill every parameter of ``model`` in place. The same seed and names give the same values.
 
     Matrices get a standard deviation of 1/sqrt(fan-in), embeddings 1/sqrt(width) (so that a tied head gives
-    logits near one), and vectors are moved off their initial value. Each parameter has a generator of its own, keyed by its name, so that adding a layer
-    leaves the others as they were.
+    logits near one), and vectors are moved off their initial value. Each parameter has a generator of its
+    own, keyed by its name, so that adding a layer leaves the others as they were.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -52,7 +52,7 @@ def _fan_in(weight: torch.Tensor, input_major: bool) -> int:
 
 
 def scale_logits(model: PreTrainedModel, tokens: torch.Tensor) -> float:
-    """Scale the output layer until the logits of ``tokens`` spread like a trained model's; return their spread.
+    """Scale the output layer until logits spread like a trained model's; return their spread.
 
     A head that is tied to the embedding scales it too; models with a norm before the first layer barely
     notice. Three rounds are enough for every model in transformers that can be scaled at all.
@@ -74,5 +74,5 @@ def scale_logits(model: PreTrainedModel, tokens: torch.Tensor) -> float:
 
 def _spread(model: PreTrainedModel, tokens: torch.Tensor) -> float:
     with torch.no_grad():
-        logits = cast(torch.Tensor, model(input_ids=tokens, use_cache=False).logits)
+        logits = cast("torch.Tensor", model(input_ids=tokens, use_cache=False).logits)
     return float(logits.float().std())

@@ -22,68 +22,50 @@ HIDDEN: Final = 64
 HEADS: Final = 4
 KV_HEADS: Final = 2
 HEAD_DIM: Final = 16
+ROTARY_DIM: Final = 8
 POSITIONS: Final = 512
 
-# Attribute → value. An attribute that the default sets to None, False or 0 keeps that: it means "off".
-RULES: Final[dict[str, Any]] = {
-    **dict.fromkeys(
-        ("hidden_size", "d_model", "n_embd", "emb_dim", "word_embed_proj_dim", "embedding_dim", "lru_width"), HIDDEN
-    ),
-    **dict.fromkeys(("embedding_size", "input_embedding_size", "output_embedding_size"), 48),
-    **dict.fromkeys(
-        ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "attention_heads"), HEADS
-    ),
-    **dict.fromkeys(("encoder_attention_heads", "num_encoder_attention_heads", "num_decoder_attention_heads"), HEADS),
-    **dict.fromkeys(("swa_num_attention_heads", "index_n_heads", "linear_num_heads"), HEADS),
-    **dict.fromkeys(("linear_num_key_heads", "linear_num_value_heads"), HEADS),
-    **dict.fromkeys(("head_dim", "swa_head_dim", "d_head", "dim_head", "linear_head_dim"), HEAD_DIM),
-    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "kv_channels"), HEAD_DIM),
-    **dict.fromkeys(("v_head_dim", "qk_nope_head_dim"), HEAD_DIM),
-    "qk_rope_head_dim": 8,
-    "qk_head_dim": HEAD_DIM + 8,
-    "index_head_dim": HEAD_DIM,
-    "rotary_dim": 8,
-    "kv_lora_rank": 24,
-    "q_lora_rank": 32,
-    "query_pre_attn_scalar": HEAD_DIM,
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_hidden_size"), 96),
-    **dict.fromkeys(("dff", "dim_ff", "d_inner", "feed_forward_size", "intermediate_size_mlp", "n_inner"), 96),
-    **dict.fromkeys(("dense_intermediate_size",), 96),
-    **dict.fromkeys(("moe_intermediate_size", "expert_ffn_hidden_size"), 32),
-    **dict.fromkeys(
-        ("shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size"), 48
-    ),
-    "shared_experts_intermediate_size": 48,
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 8),
-    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k"), 2),
-    **dict.fromkeys(("n_group", "num_expert_group"), 2),
-    "topk_group": 1,
-    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts"), 1),
-    **dict.fromkeys(("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"), 2),
-    "vocab_size": VOCAB,
-    "vocab_size_per_layer_input": VOCAB,
-    "hidden_size_per_layer_input": 16,
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), POSITIONS),
-    **dict.fromkeys(("max_source_positions", "max_target_positions"), POSITIONS),
-    **dict.fromkeys(("sliding_window", "sliding_window_size", "attention_window_size", "window_size"), WINDOW),
-    **dict.fromkeys(("attention_chunk_size", "local_attention", "keep_window_size"), WINDOW),
-    "floor_scale": 16,
-    "index_topk": WINDOW,
-    "num_nextn_predict_layers": 0,
-    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 8),
-    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 32),
-    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "n_mamba_heads"), HEADS),
-    **dict.fromkeys(("mamba_dt_rank", "time_step_rank"), 8),
-    **dict.fromkeys(("mamba_chunk_size", "chunk_size"), WINDOW),
-    "n_groups": 1,
-    "num_kv_shared_layers": 0,
-    **dict.fromkeys(("image_size", "tile_size"), 32),
-    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"), 1e-5),
-}
+# Value ← attributes. An attribute that the default sets to None, False or 0 keeps that: it means "off".
+_TABLE: Final[tuple[tuple[float, str], ...]] = (
+    (HIDDEN, "hidden_size d_model n_embd emb_dim word_embed_proj_dim embedding_dim lru_width"),
+    (48, "embedding_size input_embedding_size output_embedding_size"),
+    (HEADS, "num_attention_heads n_head n_heads num_heads decoder_attention_heads attention_heads"),
+    (HEADS, "encoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads"),
+    (HEADS, "swa_num_attention_heads index_n_heads linear_num_heads"),
+    (HEADS, "linear_num_key_heads linear_num_value_heads mamba_n_heads mamba_num_heads n_mamba_heads"),
+    (HEAD_DIM, "head_dim swa_head_dim d_head dim_head linear_head_dim linear_key_head_dim"),
+    (HEAD_DIM, "linear_value_head_dim kv_channels v_head_dim qk_nope_head_dim index_head_dim"),
+    (HEAD_DIM, "query_pre_attn_scalar hidden_size_per_layer_input"),
+    (ROTARY_DIM, "qk_rope_head_dim rotary_dim"),
+    (HEAD_DIM + ROTARY_DIM, "qk_head_dim"),
+    (24, "kv_lora_rank"),
+    (32, "q_lora_rank"),
+    (96, "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim ffn_hidden_size dff dim_ff d_inner"),
+    (96, "feed_forward_size intermediate_size_mlp n_inner dense_intermediate_size"),
+    (32, "moe_intermediate_size expert_ffn_hidden_size"),
+    (48, "shared_expert_intermediate_size shared_intermediate_size moe_shared_expert_intermediate_size"),
+    (48, "shared_experts_intermediate_size"),
+    (8, "num_experts num_local_experts n_routed_experts moe_num_experts"),
+    (2, "num_experts_per_tok num_experts_per_token moe_topk moe_k n_group num_expert_group"),
+    (1, "topk_group n_shared_experts num_shared_experts moe_num_shared_experts n_groups"),
+    (2, "first_k_dense_replace num_dense_layers moe_layer_start_index"),
+    (VOCAB, "vocab_size vocab_size_per_layer_input"),
+    (POSITIONS, "max_position_embeddings n_positions n_ctx max_seq_len"),
+    (POSITIONS, "max_source_positions max_target_positions"),
+    (WINDOW, "sliding_window sliding_window_size attention_window_size window_size attention_chunk_size"),
+    (WINDOW, "local_attention keep_window_size index_topk mamba_chunk_size chunk_size"),
+    (16, "floor_scale"),
+    (0, "num_nextn_predict_layers num_kv_shared_layers"),
+    (8, "mamba_d_state state_size ssm_state_size mamba_dt_rank time_step_rank"),
+    (32, "mamba_d_head mamba_head_dim mamba_headdim image_size tile_size"),
+    (1e-5, "rms_norm_eps layer_norm_eps layer_norm_epsilon norm_eps"),
+)
+RULES: Final = {name: value for value, names in _TABLE for name in names.split()}
+HEADS_NAMES: Final = ("num_attention_heads", "n_head", "n_heads")
 KV_NAMES: Final = ("num_key_value_heads", "num_kv_heads", "swa_num_key_value_heads", "num_query_groups")
 LAYER_NAMES: Final = (
-    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_blocks"),
-    *("num_encoder_layers", "num_decoder_layers", "depth", "num_layers_per_stack"),
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"),
+    *("num_encoder_layers", "num_decoder_layers", "num_blocks", "depth", "num_layers_per_stack"),
 )
 SPECIAL_TOKENS: Final = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 SMALL_TOKEN: Final = 3  # any other special id past the vocabulary: its value does not matter
@@ -112,19 +94,16 @@ def _shrink(config_class: Any, overrides: Mapping[str, Any]) -> PretrainedConfig
         if sub_default is not None:
             known = type(sub_default) if not isinstance(sub_default, dict) else sub_class
             values[name] = _shrink(known, inner).to_dict()
-    plain = {n: v for n, v in overrides.items() if not n.startswith("+") and n not in _sub_names(config_class)}
+    nested = set(getattr(config_class, "sub_configs", None) or {})
+    plain = {n: v for n, v in overrides.items() if not n.startswith("+") and n not in nested}
     return cast("PretrainedConfig", config_class(**(values | plain)))
-
-
-def _sub_names(config_class: Any) -> set[str]:
-    return set(getattr(config_class, "sub_configs", None) or {})
 
 
 def _sizes(default: PretrainedConfig) -> dict[str, Any]:
     """Every attribute of the default that a rule makes smaller."""
     values: dict[str, Any] = {}
     attributes = default.to_dict()
-    heads = next((attributes[n] for n in ("num_attention_heads", "n_head", "n_heads") if n in attributes), None)
+    heads = next((attributes[n] for n in HEADS_NAMES if n in attributes), None)
     for name, value in attributes.items():
         if name in SPECIAL_TOKENS and value is not None:
             values[name] = SPECIAL_TOKENS[name]
@@ -150,7 +129,7 @@ def _layer_lists(default: PretrainedConfig, values: dict[str, Any]) -> dict[str,
     lists = {
         name: value
         for name, value in default.to_dict().items()
-        if isinstance(value, list) and layers_name and len(value) == getattr(default, layers_name) and len(value) > 2
+        if isinstance(value, list) and layers_name and len(value) == getattr(default, layers_name) > 2
     }
     kinds = {name: list(dict.fromkeys(map(_hashable, value))) for name, value in lists.items()}
     kinds = {name: kind for name, kind in kinds.items() if len(kind) <= MOST_KINDS}

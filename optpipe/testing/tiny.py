@@ -2,7 +2,7 @@
 
     tiny_names()                    the hand-made set: one name an architecture (or a variant of one)
     tiny_model("gemma2")            an eval float32 model of a few hundred kilobytes, always the same weights
-    tiny_model("glm4")              any other model type of the causal-LM mapping: its own configuration, shrunk
+    tiny_model("glm4")              any other model type of the causal-LM mapping, shrunk
     save_tiny("gemma2", folder)     a model folder with safetensors and a tokenizer
 
 The hand-made set is tuned (``architectures.py``); the others follow rules (``shrink.py``).
