@@ -33,8 +33,8 @@ _RESHAPED = (aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.squee
 def match_attention(gm: fx.GraphModule, weights: Weights) -> int:
     """Rewrite every attention that the graph spells out, in place; return how many.
 
-    It takes the graph with its captured masks (``optpipe::mask``), before they are folded: a model that spells
-    out its attention adds a mask to its scores, and here a captured mask means 0 or the lowest number.
+    It takes the graph with its captured masks (``optpipe::mask``), before they are folded: a model that
+    spells out its attention adds the mask to its scores, so here one means 0 or the lowest number.
 
     Args:
         gm: a traced graph, its batch dimension of one still there.
@@ -51,7 +51,7 @@ def match_attention(gm: fx.GraphModule, weights: Weights) -> int:
                 _rewrite(gm, weights, found)
             except UnprovenError as reason:
                 raise TraceError(
-                    f"{path(node) or 'the model'} computes attention without transformers' attention functions, "
+                    f"{path(node) or 'the model'} computes attention outside the attention functions, "
                     f"and {reason} ({node.name})"
                 ) from None
             count += 1

@@ -12,14 +12,18 @@ Source: ``position_embeddings`` in transformers' BART, MBart, Marian, Pegasus, T
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
-from ..graph.nodes import aten, is_call, path, same_size, value
+from ..graph.nodes import argument, aten, is_call, path, same_size, value
 
 
 def bind_positions(gm: fx.GraphModule) -> int:
     """Replace every count of the tokens by ``position_ids``, in place; return how many.
+
+    A table that is cut to the first T entries is a count too: it becomes a look-up by position.
 
     Args:
         gm: a traced graph with ``input_ids`` [1, T] and ``position_ids`` [1, T].
@@ -28,15 +32,19 @@ def bind_positions(gm: fx.GraphModule) -> int:
     tokens, positions = value(given["input_ids"]).shape[1], given["position_ids"]
     count = 0
     for node in list(gm.graph.nodes):
-        start = _counts_from(node, tokens)
-        if start is None or not node.users:
+        if not node.users:
+            continue
+        start, cut = _counts_from(node, tokens), _cut_dimension(node, tokens)
+        if start is None and cut is None:
             continue
         with gm.graph.inserting_before(node):
-            new = _call(gm, node, aten.select.int, positions, 0, 0)
-            if start:
-                new = _call(gm, node, aten.add.Tensor, new, start)
+            new = _call(node, aten.select.int, positions, 0, 0)
+            if cut is not None:
+                new = _call(node, aten.index_select.default, node.args[0], cut, new)
+            elif start:
+                new = _call(node, aten.add.Tensor, new, start)
             if value(new).dtype != value(node).dtype:
-                new = _call(gm, node, aten.to.dtype, new, value(node).dtype)
+                new = _call(node, aten.to.dtype, new, value(node).dtype)
         node.replace_all_uses_with(new)
         gm.graph.erase_node(node)
         count += 1
@@ -55,8 +63,20 @@ def _counts_from(node: fx.Node, tokens: torch.SymInt) -> int | None:
     return node.args[0] if type(node.args[0]) is int else None
 
 
-def _call(gm: fx.GraphModule, replaced: fx.Node, target: torch._ops.OpOverload, *args: object) -> fx.Node:
-    node = gm.graph.call_function(target, args)
+def _cut_dimension(node: fx.Node, tokens: torch.SymInt) -> int | None:
+    """The dimension of a weight or buffer that a slice cuts to its first T entries; else None."""
+    table = node.args[0] if is_call(node, aten.slice) else None
+    if not isinstance(table, fx.Node) or table.op != "get_attr":
+        return None
+    start, step = argument(node, 2, "start"), argument(node, 4, "step", 1)
+    dim = argument(node, 1, "dim", 0)
+    if start not in (None, 0) or step != 1 or not same_size(value(node).shape[dim], tokens):
+        return None
+    return int(dim)
+
+
+def _call(replaced: fx.Node, target: torch._ops.OpOverload, *args: Any) -> fx.Node:
+    node = replaced.graph.call_function(target, args)
     node.meta["val"] = target(*fx.node.map_arg(args, value))
     node.meta["path"] = path(replaced)
     return node
