@@ -1,0 +1,253 @@
+"""``quant``: linear layers read weights of 4 or 8 bits.
+
+Before: %y = aten.linear(%x, @q_proj.weight, @q_proj.bias)
+After:  %y = optpipe.quant_linear(%x, @q_proj.weight_packed, @q_proj.weight_scale, @q_proj.weight_minimum,
+        @q_proj.bias, bits=4, group=32)
+Guards: the weight is stored, its inputs fill whole groups and words, it chooses no experts, no skip pattern
+Source: GGUF's Q4_1 (the float minimum), compressed-tensors (the symmetric form), GPTQ (``algorithm=gptq``)
+
+A weight that arrives on a grid of the wanted width keeps it, exactly, unless an option asks for another one.
+With a float minimum the embedding is packed too where that is exact, or where it is the LM head's table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import fx
+
+from optpipe.errors import PassError
+from optpipe.graph.nodes import path
+from optpipe.pipeline import Lossy, Pass, Stage
+from optpipe.pipeline.context import PassContext
+from optpipe.quantize.gptq import Hessian, compensate
+from optpipe.quantize.pack import pack
+from optpipe.quantize.rtn import joined, round_to_nearest, why_not
+from optpipe.weights.grid import GridInfo, QuantizedTensor
+from optpipe.weights.store import LazyWeight
+
+from .layer_inputs import LayerInputs
+from .quant_sites import Site, find_sites
+
+CALIBRATION_WINDOWS = 8  # of 512 tokens; 16 take twice as long and gain 4 % of the divergence
+SLAB_BYTES = 64 << 20  # of a float32 weight at once, while rounding
+
+
+class Packed(NamedTuple):
+    """A quantized weight as it is stored."""
+
+    words: torch.Tensor
+    scale: torch.Tensor
+    minimum: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Quant(Pass):
+    """Store the weights of linear layers in 4 or 8 bits.
+
+    Attributes:
+        bits: of a weight.
+        group: inputs that share a scale; -1 for one scale a row. None: what a weight arrives with, else 32
+            for 4 bits and -1 for 8.
+        zero: "none" for the symmetric grid, which other loaders read; "float" for a minimum a group. None:
+            "float" for 4 bits, "none" for 8.
+        algorithm: "rtn" rounds to the nearest, "gptq" makes up for errors with calibration text.
+        head: bits of the LM head; None leaves it alone.
+        skip: patterns of modules to leave alone.
+    """
+
+    name: ClassVar[str] = "quant"
+    stage: ClassVar[Stage] = Stage.QUANT
+
+    bits: Literal[4, 8] = 4
+    group: Literal[-1, 32, 64, 128] | None = None
+    zero: Literal["none", "float"] | None = None
+    algorithm: Literal["rtn", "gptq"] = "rtn"
+    head: Literal[8, 4] | None = 8
+    skip: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> GridInfo:
+        """The grid of weights that bring none."""
+        group = self.group or (32 if self.bits == 4 else -1)
+        return GridInfo(self.bits, group, self.has_minimum)
+
+    @property
+    def has_minimum(self) -> bool:
+        """Whether groups have a minimum of their own."""
+        return self.zero == "float" or (self.zero is None and self.bits == 4)
+
+    def contract(self) -> Lossy:
+        """A divergence measured for these options, with room."""
+        return Lossy(max_kld=budget(self))
+
+    def apply(self, graph: fx.Graph, cx: PassContext) -> None:
+        """Rewrite every site that has a grid."""
+        chosen = dict(self._choose(list(find_sites(graph, cx)), cx))
+        made = dict(self._calibrate(chosen, cx)) if self.algorithm == "gptq" else {}
+        for done, (site, grid) in enumerate(chosen.items(), 1):
+            cx.replace(site.node, lambda: build(cx, site, grid, made))  # noqa: B023
+            cx.progress(done / len(chosen))
+
+    def _choose(self, sites: Sequence[Site], cx: PassContext) -> Iterator[tuple[Site, GridInfo]]:
+        """Every site that is rewritten, with its grid; a reason is recorded for the others."""
+        head = {site.weights[0]: grid_of(self, site, cx) for site in sites if site.head}
+        for site in sites:
+            grid = grid_of(self, site, cx, head.get(site.weights[0]))
+            if isinstance(grid, str):
+                cx.missed(site.node, grid)
+            else:
+                yield site, grid
+
+    def _calibrate(self, chosen: dict[Site, GridInfo], cx: PassContext) -> Iterator[tuple[str, Packed]]:
+        """Compensated weights by name, of the layers that calibration helps."""
+        layers = {
+            site.node: site
+            for site, grid in chosen.items()
+            if site.kind == "linear" and grid.bits == self.bits and not kept(cx, site, grid)
+        }
+        if not layers:
+            return
+        if cx.calibration is None:
+            raise PassError("quant{algorithm=gptq} needs calibration text, and this pipeline has none.")
+        windows = cx.calibration(CALIBRATION_WINDOWS)
+        wanted = {node: site.inputs for node, site in layers.items()}
+        seen: tuple[fx.Node, Hessian] | None = None
+        for done, (node, inputs) in enumerate(LayerInputs(cx.gm, cx.weights).stream(windows, wanted), 1):
+            site = layers[node]
+            if seen is None or seen[0] is not site.inputs:  # q, k and v have the same inputs
+                seen = site.inputs, hessian_of(inputs)
+            weight = cx.weights[site.weights[0]].load().float()
+            values = compensate(weight.T if site.transposed else weight, seen[1], chosen[site])
+            yield site.weights[0], packed(values)
+            cx.progress(done / len(layers) * 0.9)
+
+
+def grid_of(
+    options: Quant, site: Site, cx: PassContext, shared: GridInfo | str | None = None
+) -> GridInfo | str:
+    """The grid a site's weights are to lie on, or why they are left alone.
+
+    Args:
+        shared: what this function says of the LM head, when the site is the embedding with the same table.
+    """
+    for pattern in options.skip:
+        if fnmatchcase(path(site.node), pattern):
+            return f"skip={pattern} leaves it alone"
+    weights = [cx.weights[name] for name in site.weights]
+    if site.kind == "embedding":
+        return _embedding_grid(options, weights[0], shared)
+    if site.head and options.head is None:
+        return "head=none leaves the LM head alone"
+    wanted = options.grid
+    if site.head and options.head != options.bits:
+        wanted = GridInfo(8, -1, False) if options.head == 8 else GridInfo(4, 32, options.has_minimum)
+    arriving = weights[0].grid
+    if arriving is not None and all(weight.grid == arriving for weight in weights):
+        wanted = arriving if _may_keep(options, site, arriving, wanted) else wanted
+    reasons = (why_not(site.columns(weight), wanted) for weight in weights)
+    return next((reason for reason in reasons if reason is not None), wanted)
+
+
+def _embedding_grid(options: Quant, weight: LazyWeight, shared: GridInfo | str | None) -> GridInfo | str:
+    if not options.has_minimum:
+        return "other loaders read embeddings unpacked; zero=float packs them"
+    if isinstance(shared, str):
+        return "the LM head reads the same table, unpacked"
+    if shared is not None:
+        return shared
+    if weight.grid is None:
+        return "it arrives unquantized, and is not the LM head's table"
+    return why_not(weight.shape[-1], weight.grid) or weight.grid
+
+
+def _may_keep(options: Quant, site: Site, arriving: GridInfo, wanted: GridInfo) -> bool:
+    """Whether an arriving grid is as good as the wanted one: it costs nothing, and loses nothing."""
+    if site.transposed or arriving.bits != wanted.bits or (arriving.has_minimum and not options.has_minimum):
+        return False
+    return options.group in (None, arriving.group) or (site.head and options.head != options.bits)
+
+
+def kept(cx: PassContext, site: Site, grid: GridInfo) -> bool:
+    """Whether a weight stays on the grid it arrives on."""
+    return not site.transposed and cx.weights[site.weights[0]].grid == grid
+
+
+def build(cx: PassContext, site: Site, grid: GridInfo, made: dict[str, Packed]) -> fx.Node:
+    """The operation over packed weights that takes the place of a site."""
+    operands = [operand for name in site.weights for operand in _operands(cx, site, name, grid, made)]
+    form = {"bits": grid.bits, "group": grid.group}
+    if site.kind == "embedding":
+        return cx.call(torch.ops.optpipe.quant_embedding.default, site.inputs, *operands, **form)
+    if site.kind == "linear":
+        return cx.call(torch.ops.optpipe.quant_linear.default, site.inputs, *operands, site.bias, **form)
+    rest = {key: value for key, value in site.node.kwargs.items() if key != "transposed"}
+    routed, biases = site.node.args[:3], site.node.args[5:]
+    return cx.call(torch.ops.optpipe.quant_moe.default, *routed, *operands, *biases, **rest, **form)
+
+
+def _operands(
+    cx: PassContext, site: Site, name: str, grid: GridInfo, made: dict[str, Packed]
+) -> tuple[fx.Node, fx.Node, fx.Node | None]:
+    """Nodes of words, scale and minimum; stored when the first site that reads them is built."""
+    base = stored_name(cx, site, name)
+    names = [f"{base}_{part}" for part in ("packed", "scale", "minimum")]
+    if names[0] not in cx.weights:
+        values = made.pop(name, None) or quantize(cx.weights[name], grid, site.transposed)
+        for part, tensor in zip(names, values, strict=True):
+            if tensor is not None:
+                cx.weights.set(part, tensor)
+    nodes = [cx.get_weight(part) if part in cx.weights else None for part in names]
+    assert nodes[0] is not None, f"{names[0]} must be stored"
+    assert nodes[1] is not None, f"{names[1]} must be stored"
+    return nodes[0], nodes[1], nodes[2]
+
+
+def stored_name(cx: PassContext, site: Site, name: str) -> str:
+    """What packed weights are called: after the module that reads them, when the table is not packed for all.
+
+    A head that is tied to an embedding is untied by packing it alone: it becomes ``lm_head.weight_packed``.
+    """
+    readers = [node for node in cx.gm.graph.nodes if node.op == "get_attr" and node.target == name]
+    users = {user for reader in readers for user in reader.users}
+    if len(users) > 1 and site.head:
+        own = [tied for tied in cx.weights.tied(name) if tied.startswith(f"{path(site.node)}.")]
+        return own[0] if own else name
+    return name
+
+
+def quantize(weight: LazyWeight, grid: GridInfo, transposed: bool) -> Packed:
+    """A weight on a grid: its own when it has that already, else rounded, a slab at a time."""
+    if weight.grid == grid and not transposed:
+        return packed(weight.blocks())
+    if transposed and len(weight.shape) == 2:
+        return packed(round_to_nearest(weight.load().T, grid))
+    parts = []
+    step = max(1, SLAB_BYTES // (4 * math.prod(weight.shape[1:])))
+    for begin in range(0, weight.shape[0], step):
+        rows = weight.rows(torch.arange(begin, min(begin + step, weight.shape[0])))
+        parts.append(round_to_nearest(rows.transpose(-1, -2) if transposed else rows, grid))
+    return packed(joined(parts))
+
+
+def packed(values: QuantizedTensor) -> Packed:
+    """Words and the grid they are on."""
+    return Packed(pack(values.codes, values.bits), values.scale, values.minimum)
+
+
+def hessian_of(inputs: Sequence[torch.Tensor]) -> Hessian:
+    """Over all windows."""
+    hessian = Hessian(inputs[0].shape[-1])
+    for window in inputs:
+        hessian.update(window)
+    return hessian
+
+
+def budget(options: Quant) -> float:
+    """The promised divergence, nats."""
+    return 0.1
