@@ -88,7 +88,11 @@ OVERRIDES: Final[dict[str, dict[str, Any]]] = {
         "num_hidden_layers": 4,
         "layer_types": _MIXED,
     },
-    "dots3_note": {"vision_config": {"adapter_in_dim": 64}, "text_config": _DOTS3},
+    "dots3_note": {
+        "vision_config": {"adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
+        "text_config": _DOTS3,
+    },
     "dots3_note_text": _DOTS3,
     "ernie4_5_moe": {"num_hidden_layers": 4, "moe_layer_start_index": 2, "moe_layer_end_index": 3},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_expand": 2},

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from ..weights.store import Weights
+
 
 def tiny_names() -> list[str]:
     """The hand-made set, in the order of its table."""
@@ -81,6 +83,20 @@ def model_of(config: PretrainedConfig, seed: int = 0, **attention: Any) -> PreTr
         randomize(model, seed)
         scale_logits(model, probe_tokens(config, seed=seed))
     return cast("PreTrainedModel", model)
+
+
+def weights_of(model: PreTrainedModel) -> Weights:
+    """A model's parameters and saved buffers as a weight store, under the model's own names."""
+    from ..weights.store import LazyWeight, TensorWeight, Weights
+
+    store = Weights()
+    ties: dict[int, LazyWeight] = {}
+    for name, tensor in [
+        *model.named_parameters(remove_duplicate=False),
+        *model.state_dict(keep_vars=True).items(),
+    ]:
+        store[name] = ties.setdefault(id(tensor), TensorWeight(tensor))
+    return store
 
 
 def probe_tokens(config: PretrainedConfig, tokens: int = PROBE_TOKENS, seed: int = 0) -> torch.Tensor:
