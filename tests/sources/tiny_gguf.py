@@ -118,18 +118,18 @@ def _put(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _tokenizer(writer: gguf.GGUFWriter, size: int, more: dict[str, Any]) -> None:
-    """Bytes, one merge, and special tokens at the end: byte-level BPE as GPT-2 has it."""
+    """Bytes, two merges, and special tokens at the end: byte-level BPE as GPT-2 has it."""
     from tokenizers.pre_tokenizers import ByteLevel
 
-    tokens = [*sorted(ByteLevel.alphabet()), "he"]
+    tokens = [*sorted(ByteLevel.alphabet()), "he", "ll"]
     tokens += [f"<|{number}|>" for number in range(len(tokens), size)]
-    kinds = [1] * 257 + [3] * (size - 257)
-    keys = {"model": "gpt2", "pre": "gpt-2", "bos_token_id": 257, "eos_token_id": 258, "add_bos_token": True}
+    kinds = [1] * 258 + [3] * (size - 258)
+    keys = {"model": "gpt2", "pre": "gpt-2", "bos_token_id": 258, "eos_token_id": 259, "add_bos_token": True}
     for key, value in (keys | more).items():
         _put(writer, f"tokenizer.ggml.{key}", value)
     writer.add_array("tokenizer.ggml.tokens", tokens)
     writer.add_array("tokenizer.ggml.token_type", kinds)
-    writer.add_array("tokenizer.ggml.merges", ["h e"])
+    writer.add_array("tokenizer.ggml.merges", ["h e", "l l"])
     writer.add_string("tokenizer.chat_template", "{{ messages[0]['content'] }}")
 
 
