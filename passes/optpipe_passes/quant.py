@@ -115,7 +115,7 @@ class Quant(Pass):
             return
         if cx.calibration is None:
             raise PassError("quant{algorithm=gptq} needs calibration text, and this pipeline has none.")
-        windows = cx.calibration(CALIBRATION_WINDOWS)
+        windows = cx.calibration.windows(CALIBRATION_WINDOWS)
         wanted = {node: site.inputs for node, site in layers.items()}
         seen: tuple[fx.Node, Hessian] | None = None
         for done, (node, inputs) in enumerate(LayerInputs(cx.gm, cx.weights).stream(windows, wanted), 1):
