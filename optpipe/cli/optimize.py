@@ -84,6 +84,6 @@ def _row(row: Any) -> tuple[str, ...]:
         str(row.missed),
         f"{row.nodes_before} → {row.nodes_after}",
         f"{human_bytes(row.bytes_before)} → {human_bytes(row.bytes_after)}",
-        row.error or "",
+        "\n".join(map(str, row.findings)),
         f"{row.seconds:.1f}",
     )

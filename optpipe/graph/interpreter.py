@@ -6,7 +6,7 @@ does not fit in memory can still be checked. A dialect op runs its body, never a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from ..dialect import body_of
+from ..weights.cache import WeightCache
 from ..weights.store import Weights
 from . import streamed
 from .nodes import aten, input_name, is_call, value
@@ -30,7 +31,7 @@ class Interpreter:
         weights: real values.
         dtype: what the graph's float32 stands for: float32, or float64 for a check without noise.
         device: where to compute.
-        resident: keep weights in memory once they are read.
+        cache: keeps weights in memory between runs; None reads them again every time.
         observe: called with every node and its real arguments before it runs.
     """
 
@@ -38,18 +39,16 @@ class Interpreter:
     weights: Weights
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    resident: bool = False
+    cache: WeightCache | None = None
     observe: Observer | None = None
 
     def __post_init__(self) -> None:
-        self._kept: dict[str, torch.Tensor] = {}
         self._order = [node for node in self.gm.graph.nodes if node.op != "placeholder"]
         self._inputs = [node for node in self.gm.graph.nodes if node.op == "placeholder"]
         self._deferred = {n for n in self._order if n.op == "get_attr" and self._read_by_rows(n)}
         self._bodies = {n: body_of(n.target) for n in self._order if n.op == "call_function"}
         self._done_after = _last_uses(self.gm.graph)
 
-    @torch.no_grad()
     def run(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         """Run the graph.
 
@@ -59,17 +58,27 @@ class Interpreter:
         Returns:
             What the graph returns, tensors for nodes.
         """
-        env: dict[fx.Node, Any] = {}
-        for node in self._inputs:
-            given = inputs[input_name(node)]
-            env[node] = given if node.meta.get("kind") == "cache" else self._widen(given.to(self.device))
+        return self.run_many([inputs])[0]
+
+    @torch.no_grad()
+    def run_many(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> list[Any]:
+        """Run the graph on several inputs side by side, reading every weight once for all of them."""
+        lanes = [{node: self._given(node, given) for node in self._inputs} for given in inputs]
         for node in self._order:
             if node.op == "output":
-                return fx.node.map_arg(node.args[0], env.__getitem__)
-            env[node] = self._load(node) if node.op == "get_attr" else self._call(node, env)
-            for done in self._done_after.get(node, ()):
-                del env[done]
+                return [fx.node.map_arg(node.args[0], lane.__getitem__) for lane in lanes]
+            weight = self._load(node) if node.op == "get_attr" else None
+            for lane in lanes:
+                lane[node] = weight if node.op == "get_attr" else self._call(node, lane)
+                for done in self._done_after.get(node, ()):
+                    del lane[done]
         raise AssertionError("a graph ends with its output")
+
+    def _given(self, node: fx.Node, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        given = inputs[input_name(node)]
+        if node.meta.get("kind") == "cache":
+            return given
+        return given.to(device=self.device, dtype=self._compute_dtype(given.dtype))
 
     def _call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         args = fx.node.map_arg(node.args, env.__getitem__)
@@ -87,20 +96,15 @@ class Interpreter:
     def _load(self, node: fx.Node) -> torch.Tensor | None:
         if node in self._deferred:
             return None
-        name = str(node.target)
-        if name in self._kept:
-            return self._kept[name]
-        tensor = self.weights[name].load().to(self.device)
-        want = value(node).dtype
-        if want.is_floating_point:
-            tensor = tensor.to(self._compute_dtype(want))
-        if self.resident:
-            self._kept[name] = tensor
-        return tensor
+        weight, want = self.weights[str(node.target)], value(node).dtype
+        dtype = self._compute_dtype(want) if want.is_floating_point else None
+        if self.cache is not None:
+            return self.cache.load(weight, dtype, self.device)
+        return weight.load().to(device=self.device, dtype=dtype)
 
     def _read_by_rows(self, node: fx.Node) -> bool:
         """Whether a weight is only looked up by rows, or too large to be held whole."""
-        if self.resident or self.device.type != "cpu":
+        if self.device.type != "cpu":
             return False
         if all(is_call(user, aten.embedding) and user.args[0] is node for user in node.users):
             return True
@@ -112,9 +116,6 @@ class Interpreter:
 
     def _compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if dtype is torch.float32 else dtype
-
-    def _widen(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._compute_dtype(tensor.dtype))
 
     def _dtypes(self, arg: Any) -> Any:
         """Arguments that name float32 name the dtype it stands for."""

@@ -9,7 +9,7 @@ from torch import fx
 
 from .nodes import value
 
-EXAMPLE_SIZE = 5  # hint of a new symbol; unlike other sizes, and never taken for a constant
+EXAMPLE_SIZES = (13, 17, 19, 23, 29, 31)  # hints of new symbols: primes, unlike each other and the tracer's
 
 
 def fake_mode(gm: fx.GraphModule) -> Any:
@@ -27,7 +27,7 @@ def new_symbol_tensor(gm: fx.GraphModule, symbol: str, dtype: torch.dtype, *rest
 
     mode = fake_mode(gm)
     names: dict[str, str] = gm.meta.setdefault("symbols", {})
-    example = torch.empty(EXAMPLE_SIZE + 2 * len(names), dtype=dtype)
+    example = torch.empty(EXAMPLE_SIZES[len(names)], dtype=dtype)
     context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
     line = mode.from_tensor(example, source=ConstantSource(f"size_{symbol}"), symbolic_context=context)
     names[str(line.shape[0].node.expr)] = symbol

@@ -21,6 +21,7 @@ from ..errors import ContractError
 from ..evaluate import Meter, Quality
 from ..targets.protocol import Ints, StepInputs
 from ..targets.reference import ReferenceExecutor
+from ..weights.cache import WeightCache
 from ..weights.store import Weights
 from .probes import Probe, Stored
 
@@ -51,23 +52,25 @@ class Finding:
 class Subject:
     """A graph with weights, as something that gives logits."""
 
-    def __init__(self, gm: fx.GraphModule, weights: Weights, dtype: torch.dtype = torch.float32) -> None:
-        self.executor = ReferenceExecutor(gm, weights, dtype=dtype, resident=False)
+    def __init__(
+        self, gm: fx.GraphModule, weights: Weights, cache: WeightCache, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.executor = ReferenceExecutor(gm, weights, dtype=dtype, cache=cache)
 
     @property
     def paged(self) -> bool:
         return self.executor.cache_spec is not None
 
-    def logits(self, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """[R, V] float32."""
-        return torch.from_numpy(self.executor.logits(ids.numpy(), rows.numpy()))
+    def logits(self, probes: list[Probe]) -> list[torch.Tensor]:
+        """[R, V] for every probe."""
+        arrays = self.executor.logits_of([p.ids.numpy() for p in probes], [p.rows.numpy() for p in probes])
+        return [torch.from_numpy(array) for array in arrays]
 
 
 def check_lossless(subject: Subject, probes: list[Probe], baseline: list[Stored], noise: float) -> Finding:
     """The graph against the logits it has to reproduce."""
     worst = max(
-        stored.difference(subject.logits(probe.ids, probe.rows))
-        for probe, stored in zip(probes, baseline, strict=True)
+        stored.difference(logits) for logits, stored in zip(subject.logits(probes), baseline, strict=True)
     )
     return Finding("|Δ logit|", worst, NOISE_FACTOR * noise)
 
@@ -75,8 +78,8 @@ def check_lossless(subject: Subject, probes: list[Probe], baseline: list[Stored]
 def check_lossy(subject: Subject, probes: list[Probe], source: list[Stored]) -> Quality:
     """The graph's divergence from the source on text."""
     meter = Meter()
-    for probe, stored in zip(probes, source, strict=True):
-        meter.update(probe.ids, [subject.logits(probe.ids, probe.rows)], stored.chunks(), rows=probe.rows)
+    for probe, logits, stored in zip(probes, subject.logits(probes), source, strict=True):
+        meter.update(probe.ids, [logits], stored.chunks(), rows=probe.rows)
     return meter.result()
 
 
@@ -88,13 +91,13 @@ def check_packed(subject: Subject, sequences: list[Probe], noise: float) -> Find
 
 def check_exact(gm: fx.GraphModule, weights: Weights, sequences: list[Probe]) -> Finding:
     """The packed check in float64, where nothing but a real difference is left."""
-    worst, largest = _packed_difference(Subject(gm, weights, torch.float64), sequences)
+    worst, largest = _packed_difference(Subject(gm, weights, WeightCache(EXACT_BYTES * 2), torch.float64), sequences)
     return Finding("|Δ packed, float64|", worst, EXACT_TOLERANCE * max(1.0, largest))
 
 
 def _packed_difference(subject: Subject, sequences: list[Probe]) -> tuple[float, float]:
     """The largest difference and the largest logit; infinite when one is not a number."""
-    alone = [subject.executor.logits(probe.ids.numpy(), probe.rows.numpy()) for probe in sequences]
+    alone = [logits.numpy() for logits in subject.logits(sequences)]
     together = run_packed(subject.executor, sequences)
     worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, together, strict=True))
     return (worst if worst == worst else float("inf")), max(float(np.abs(a).max()) for a in alone)
@@ -129,21 +132,25 @@ def run_packed(executor: ReferenceExecutor, sequences: list[Probe]) -> list[Rows
 
 def interleaved(lengths: list[int]) -> Iterator[list[Part]]:
     """Steps of (sequence, begin, end): chunks of uneven size, single tokens among them, in changing order."""
+    cuts = [_cuts(length, which) for which, length in enumerate(lengths)]
     done = [0] * len(lengths)
-    sizes = (7, 23, 16, 1, 61, 2)
     step = 0
-    while any(at < length for at, length in zip(done, lengths, strict=True)):
+    while any(cuts):
         parts = []
-        for which, length in enumerate(lengths):
-            left = length - done[which]
-            if left == 0 or (step + which) % 4 == 3:  # now and then a sequence sits out
-                continue
-            size = min(sizes[(step + 2 * which) % len(sizes)] * (1 + length // 128), left)
-            parts.append((which, done[which], done[which] + size))
-            done[which] += size
+        for which, left in enumerate(cuts):
+            if left and (step + which) % 4 != 3:  # now and then a sequence sits out
+                end = left.pop(0)
+                parts.append((which, done[which], end))
+                done[which] = end
         step += 1
         if parts:
             yield parts[::-1] if step % 2 else parts
+
+
+def _cuts(length: int, which: int) -> list[int]:
+    """Where a sequence is cut: a long chunk, single tokens, chunks that end inside a block."""
+    inside = {0: (length // 3, length // 3 + 1, length * 4 // 5), 1: (1, length // 2 + 3), 2: (length - 1,)}
+    return sorted({*(cut for cut in inside[which % 3] if 0 < cut < length), length})
 
 
 def _wanted(probe: Probe, begin: int, end: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from ..evaluate import Quality
 from ..graph.canonical import canonicalize, eliminate_dead
 from ..plugins import installed_plugins
 from ..verifier import verify
+from ..weights.cache import WeightCache
 from ..weights.store import Weights
 from . import checks
 from .base import Pass
@@ -99,12 +100,14 @@ class Measured:
         probes: the text.
         source: the source's logits on ``probes.exact`` and on ``probes.text``.
         noise: the source's own, in a logit.
+        cache: keeps weights between runs.
         max_kld: the budget that replaces every lossy pass's own, or None.
     """
 
     probes: Probes
     source: tuple[list[Stored], list[Stored]]
     noise: float
+    cache: WeightCache
     max_kld: float | None = None
 
 
@@ -196,7 +199,7 @@ class Manager:
     ) -> tuple[tuple[Finding, ...], Quality | None]:
         if self.measured is None or self._baseline is None or not changed:
             return (), None
-        probes, subject = self.measured.probes, Subject(gm, weights)
+        probes, subject = self.measured.probes, Subject(gm, weights, self.measured.cache)
         contract = p.contract()
         if isinstance(contract, Lossy):
             return self._measure_lossy(p, contract, subject)
@@ -218,7 +221,7 @@ class Manager:
         quality = checks.check_lossy(subject, probes.text, self.measured.source[1])
         kld = quality.kld if quality.kld is not None else float("inf")
         finding = require(Finding("KL", kld, bound), p.name)
-        self._baseline = [probes.keep(subject.logits(probe.ids, probe.rows)) for probe in probes.exact]
+        self._baseline = [probes.keep(logits) for logits in subject.logits(probes.exact)]
         self.quality = quality
         return (finding,), quality
 
@@ -227,7 +230,7 @@ class Manager:
         if self.measured is None or self.quality is None:
             return
         bound = self._budget if self.measured.max_kld is None else self.measured.max_kld
-        subject = Subject(self.gm, self.weights)
+        subject = Subject(self.gm, self.weights, self.measured.cache)
         self.quality = checks.check_lossy(subject, self.measured.probes.text, self.measured.source[1])
         kld = self.quality.kld if self.quality.kld is not None else float("inf")
         require(Finding("KL", kld, bound), "whole pipeline")

@@ -19,7 +19,7 @@ import torch
 from ..evaluate import WINDOW, calibration_text, evaluation_text, windows
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(ids [T], rows [R]) → logits [R, V]."""
+"""(ids [N, T], rows [R]) → logits [N, R, V]; the same rows of every sequence."""
 
 ROW_BYTES = 96 << 20  # logits of one probe at once
 TEXT_WINDOWS = 4
@@ -62,8 +62,16 @@ class Stored:
 
     def difference(self, logits: torch.Tensor) -> float:
         """Largest absolute difference from [R, V]; infinite when a logit is not a number."""
+        assert len(logits) == self.rows, f"{len(logits)} rows of logits must be {self.rows = }"
+        return self.head_difference(logits)
+
+    def head_difference(self, logits: torch.Tensor) -> float:
+        """The same over the first rows, as many as are given."""
         at, worst = 0, 0.0
         for mine in self.chunks():
+            mine = mine[: len(logits) - at]
+            if len(mine) == 0:
+                break
             delta = (logits[at : at + len(mine)].float() - mine).abs().max().item()
             worst = max(worst, delta if delta == delta else float("inf"))
             at += len(mine)
@@ -170,21 +178,23 @@ class Noise:
         return max(self.lengths, self.kernels or 0.0, self.floor)
 
 
-def measure_noise(probe: Probe, stored: Stored, source: Logits, other: Logits | None) -> Noise:
-    """The source's noise on one probe.
+def measure_noise(probes: list[Probe], stored: list[Stored], source: Logits, other: Logits | None) -> Noise:
+    """The source's noise on probes of one length.
 
     Args:
-        stored: the source's logits on the probe.
+        stored: the source's logits on the probes.
         source: the source model.
         other: the source model with another implementation of attention, or None.
     """
     lengths = 0.0
-    whole = torch.cat(list(stored.chunks()))
-    for tokens in {len(probe.ids) // 2, len(probe.ids) - 3, len(probe.ids) * 3 // 4}:
-        rows = probe.rows[probe.rows < tokens]
-        if tokens < 2 or len(rows) == 0:
+    ids, rows = torch.stack([probe.ids for probe in probes]), probes[0].rows
+    for tokens in {ids.shape[1] // 2, ids.shape[1] - 3}:
+        wanted = rows[rows < tokens]
+        if tokens < 2 or len(wanted) == 0:
             continue
-        again = source(probe.ids[:tokens], rows)
-        lengths = max(lengths, (again - whole[: len(rows)]).abs().max().item())
-    kernels = None if other is None else stored.difference(other(probe.ids, probe.rows))
-    return Noise(lengths, kernels, ULPS * torch.finfo(torch.float32).eps * stored.largest())
+        again = source(ids[:, :tokens], wanted)
+        lengths = max(lengths, *(s.head_difference(logits) for s, logits in zip(stored, again, strict=True)))
+    kernels = None
+    if other is not None:
+        kernels = max(s.difference(logits) for s, logits in zip(stored, other(ids, rows), strict=True))
+    return Noise(lengths, kernels, ULPS * torch.finfo(torch.float32).eps * max(s.largest() for s in stored))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch import fx
 from ..errors import CapacityError, RequestError
 from ..graph.interpreter import Interpreter
 from ..graph.nodes import input_name, value
+from ..program import Program
+from ..weights.cache import WeightCache
 from ..weights.store import Weights
 from .protocol import CacheSpec, Ints, StepInputs, StepResult
 
@@ -37,7 +41,7 @@ class ReferenceExecutor:
         gm: the graph, paged or not.
         weights: its values.
         device: where to compute.
-        resident: keep weights in memory; without it they are read again at every step.
+        cache: keeps weights in memory between steps; by default everything is kept.
     """
 
     def __init__(
@@ -47,10 +51,11 @@ class ReferenceExecutor:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-        resident: bool = True,
+        cache: WeightCache | None = None,
     ) -> None:
         self._device = torch.device(device)
-        self._interpreter = Interpreter(gm, weights, dtype, self._device, resident)
+        kept = WeightCache(sys.maxsize) if cache is None else cache
+        self._interpreter = Interpreter(gm, weights, dtype, self._device, kept)
         self._inputs = {input_name(node): node for node in gm.graph.nodes if node.op == "placeholder"}
         self._caches: dict[str, torch.Tensor] = {}
         output = next(node for node in gm.graph.nodes if node.op == "output").args[0]
@@ -59,14 +64,7 @@ class ReferenceExecutor:
 
     def allocate(self, num_blocks: int) -> None:
         self._caches = {}
-        try:
-            self._caches = {
-                name: torch.zeros((num_blocks, *value(node).shape[1:]), dtype=self._interpreter.dtype, device=self._device)
-                for name, node in self._inputs.items()
-                if node.meta.get("kind") == "cache"
-            }
-        except RuntimeError as error:
-            raise CapacityError(f"A cache of {num_blocks} blocks does not fit on {self._device}.") from error
+        self._caches = self._new_caches(num_blocks)
 
     def submit(self, step: StepInputs, *, logits: bool = True) -> Done:
         if self.cache_spec is None:
@@ -75,48 +73,61 @@ class ReferenceExecutor:
                 hint="optimize it with --passes paged",
             )
         check_step(step, self._blocks(), self.cache_spec.block_size, self.vocab_size)
-        arrays = {INPUTS.get(field.name, field.name): getattr(step, field.name) for field in fields(step)}
-        rows = self._run({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
+        arrays = {INPUTS.get(field.name, field.name): _tensor(getattr(step, field.name)) for field in fields(step)}
+        rows = self._run(arrays)
         if "logit_rows" not in self._inputs:
-            rows = rows[torch.from_numpy(np.ascontiguousarray(step.logit_rows)).to(rows.device)]
+            rows = rows[arrays["logit_rows"].to(rows.device)]
         host = self._host(rows)
         return Done(StepResult(host.argmax(-1).astype(np.int64), host if logits else None))
 
     def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
-        count = len(token_ids)
-        check_tokens(token_ids, self.vocab_size)
-        rows = np.arange(count) if rows is None else rows
-        if self.cache_spec is not None:
-            return self._paged_logits(token_ids, rows)
-        if not self._caches:  # a graph that writes its cache and does not read it yet
-            self.allocate(1)
-        at = torch.arange(count)
-        ids = torch.from_numpy(np.ascontiguousarray(token_ids)).long()
-        batched = value(self._inputs["input_ids"]).dim() == 2
-        wanted = torch.from_numpy(np.ascontiguousarray(rows)).long()
-        inputs = {"input_ids": ids, "position_ids": at, "slot_mapping": torch.full_like(at, -1), "logit_rows": wanted}
-        out = self._run({name: t[None] if batched else t for name, t in inputs.items()})
-        out = out[0] if batched else out
-        if "logit_rows" not in self._inputs:
-            out = out[wanted.to(out.device)]
-        return self._host(out)
+        return self.logits_of([token_ids], [np.arange(len(token_ids)) if rows is None else rows])[0]
 
-    def _paged_logits(self, token_ids: Ints, rows: Ints) -> NDArray[np.float32]:
-        assert self.cache_spec is not None, "only a paged graph has a cache"
-        kept, block, count = self._caches, self.cache_spec.block_size, len(token_ids)
-        self.allocate(-(-count // block))
-        try:
-            result = self.submit(replace(one_sequence(token_ids, block), logit_rows=rows)).result().logits
-        finally:
-            self._caches = kept
-        assert result is not None, "logits were asked for"
-        return result
+    def logits_of(self, sequences: Sequence[Ints], rows: Sequence[Ints]) -> list[NDArray[Any]]:
+        """Logits of several whole sequences, each as if it were alone, reading every weight once.
+
+        Args:
+            sequences: token ids [T] of each.
+            rows: [R] of each, the tokens whose logits are wanted.
+        """
+        lanes = [self._whole(ids, wanted) for ids, wanted in zip(sequences, rows, strict=True)]
+        outs = self._interpreter.run_many(lanes)
+        batched = value(self._inputs["input_ids"]).dim() == 2
+        results = []
+        for out, wanted in zip(outs, rows, strict=True):
+            out = out[0] if batched else out
+            results.append(self._host(out if "logit_rows" in self._inputs else out[_tensor(wanted).to(out.device)]))
+        return results
+
+    def _whole(self, token_ids: Ints, rows: Ints) -> dict[str, torch.Tensor]:
+        """Inputs for one sequence, with a cache of its own."""
+        check_tokens(token_ids, self.vocab_size)
+        block = 1 if self.cache_spec is None else self.cache_spec.block_size
+        step = replace(one_sequence(token_ids, block), logit_rows=rows)
+        arrays = {INPUTS.get(field.name, field.name): _tensor(getattr(step, field.name)) for field in fields(step)}
+        if self.cache_spec is None:  # a graph that writes its cache but does not read it yet
+            arrays["slot_mapping"] = torch.full_like(arrays["slot_mapping"], -1)
+        if value(self._inputs["input_ids"]).dim() == 2:
+            arrays = {name: tensor[None] for name, tensor in arrays.items()}
+        known = {name: tensor for name, tensor in arrays.items() if name in self._inputs}
+        return {**known, **self._new_caches(-(-len(token_ids) // block) if self.cache_spec else 1)}
 
     def _host(self, logits: torch.Tensor) -> NDArray[Any]:
         """Logits as an array: float32, or float64 when that is what the graph was run in."""
         wide = torch.promote_types(self._interpreter.dtype, torch.float32)
         array: NDArray[Any] = logits.to(wide).cpu().numpy()
         return array
+
+    def _new_caches(self, num_blocks: int) -> dict[str, torch.Tensor]:
+        where: dict[str, Any] = {"dtype": self._interpreter.dtype, "device": self._device}
+        try:
+            return {
+                name: torch.zeros((num_blocks, *value(node).shape[1:]), **where)
+                for name, node in self._inputs.items()
+                if node.meta.get("kind") == "cache"
+            }
+        except RuntimeError as error:
+            raise CapacityError(f"A cache of {num_blocks} blocks does not fit on {self._device}.") from error
 
     def _run(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         known = {name: tensor for name, tensor in inputs.items() if name in self._inputs}
@@ -137,6 +148,10 @@ class ReferenceExecutor:
             other = value(self._inputs[name.replace("k_cache", "v_cache")]).shape
             layers.append((int(size[2]), int(size[3]), int(other[3])))
         return CacheSpec(int(next(iter(keys.values()))[1]), tuple(layers))
+
+
+def _tensor(array: Ints) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def one_sequence(token_ids: Ints, block: int, begin: int = 0) -> StepInputs:
@@ -200,3 +215,15 @@ def _wrong_tables(step: StepInputs, blocks: int, block_size: int) -> str | None:
         if len(used) and not 0 <= int(used.min()) <= int(used.max()) < blocks:
             return f"sequence {b} names a block outside [0, {blocks})"
     return None
+
+
+class ReferenceTarget:
+    """``--target reference``."""
+
+    name = "reference"
+
+    def load(self, program: Program, weights: Weights, **options: Any) -> ReferenceExecutor:
+        """An executor of ``program``; options are those of :class:`ReferenceExecutor`."""
+        from ..program import to_fx
+
+        return ReferenceExecutor(to_fx(program), weights, **options)

@@ -15,15 +15,17 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..graph import streamed
+from ..weights.cache import WeightCache
 from ..weights.store import LazyWeight, Weights
 
 
 class _RealWeights(TorchFunctionMode):
     """Replace placeholder parameters by their values in every torch call."""
 
-    def __init__(self, lazy: dict[int, LazyWeight], dtype: torch.dtype) -> None:
+    def __init__(self, lazy: dict[int, LazyWeight], cache: WeightCache, dtype: torch.dtype) -> None:
         super().__init__()
         self._lazy = lazy
+        self._cache = cache
         self._dtype = dtype
 
     def __torch_function__(
@@ -43,8 +45,7 @@ class _RealWeights(TorchFunctionMode):
         weight = self._lazy.get(id(arg))
         if weight is None:
             return arg
-        loaded = weight.load()
-        return loaded.to(self._dtype) if loaded.is_floating_point() else loaded
+        return self._cache.load(weight, self._dtype if weight.dtype.is_floating_point else None)
 
 
 class EagerModel:
@@ -54,9 +55,13 @@ class EagerModel:
         model: the model's own class with placeholder parameters (see ``empty_model``).
         weights: real values by parameter name; a parameter that is not here keeps the module's value.
         attention: transformers' name of the attention to run.
+        cache: keeps weights in memory between runs; None reads them again every time.
     """
 
-    def __init__(self, model: nn.Module, weights: Weights, attention: str = "eager") -> None:
+    def __init__(
+        self, model: nn.Module, weights: Weights, attention: str = "eager", cache: WeightCache | None = None
+    ) -> None:
+        self._cache = cache or WeightCache(0)
         self._model = model
         self._attention = attention
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -65,26 +70,26 @@ class EagerModel:
 
     @torch.no_grad()
     def logits(self, ids: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits of one sequence.
+        """Logits of sequences of one length.
 
         Args:
-            ids: [T] int64.
-            rows: [R] int64, the rows wanted, or None for all.
+            ids: [N, T] int64.
+            rows: [R] int64, the rows wanted of each, or None for all.
 
         Returns:
-            [T or R, V] float32.
+            [N, T or R, V] float32.
         """
         select_attention(self._model, self._attention)
-        inputs: dict[str, Any] = {"input_ids": ids[None], "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         parameters = forward_parameters(self._model)
         if "position_ids" in parameters:
-            inputs["position_ids"] = torch.arange(len(ids))[None]
+            inputs["position_ids"] = torch.arange(ids.shape[1]).expand(ids.shape)
         if rows is not None and "logits_to_keep" in parameters:
             inputs["logits_to_keep"] = rows
             rows = None
-        with _RealWeights(self._lazy, torch.float32):
-            out = self._model(**inputs).logits[0]
-        return (out if rows is None else out[rows]).float()
+        with _RealWeights(self._lazy, self._cache, torch.float32):
+            out = self._model(**inputs).logits
+        return (out if rows is None else out[:, rows]).float()
 
 
 def forward_parameters(model: nn.Module) -> set[str]:
@@ -94,13 +99,15 @@ def forward_parameters(model: nn.Module) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
 
-def select_attention(model: nn.Module, name: str) -> None:
-    """Choose the attention (and experts) implementation of every part of a model.
+def select_attention(model: nn.Module, name: str, experts: str | None = None) -> None:
+    """Choose the attention and experts implementations of every part of a model.
+
+    Experts follow the attention, "optpipe" or "eager", unless they are named.
 
     The configs are set directly: transformers' setter refuses names that a model has not declared, and
     several models that honour the registry have not.
     """
-    experts = "optpipe" if name == "optpipe" else "eager"
+    experts = experts or ("optpipe" if name == "optpipe" else "eager")
     for module in model.modules():
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation_internal"):

@@ -20,6 +20,10 @@ from ..graph.nodes import aten, is_call, path, same_shape, shape
 _MAY_PASS_THROUGH = (aten.slice, aten.to, aten.clone, aten.contiguous, aten.alias, aten.expand, aten.detach)
 
 
+class SpelledOut(TraceError):
+    """The model computes attention outside transformers' attention functions."""
+
+
 def fold_masks(gm: fx.GraphModule) -> None:
     """Rewrite every attention call in place.
 
@@ -35,7 +39,9 @@ def fold_masks(gm: fx.GraphModule) -> None:
     left = next((node for node in gm.graph.nodes if is_call(node, torch.ops.optpipe.mask)), None)
     if left is not None:
         user = next(iter(left.users))
-        raise TraceError(f"an attention mask is used outside attention ({user.target} in {path(user) or 'the model'})")
+        raise SpelledOut(f"an attention mask is used outside attention ({user.target} in {path(user) or 'the model'})")
+    if not any(is_call(node, torch.ops.optpipe.attention) for node in gm.graph.nodes):
+        raise SpelledOut("the model never calls transformers' attention functions")
 
 
 def _source(attention: fx.Node) -> fx.Node:

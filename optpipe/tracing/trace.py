@@ -16,7 +16,8 @@ from ..errors import OptpipeError, TraceError
 from ..weights.store import TensorWeight, Weights
 from . import attention_hook, experts
 from .eager import forward_parameters, select_attention
-from .fold_masks import fold_masks
+from .bypass import match_attention
+from .fold_masks import SpelledOut, fold_masks
 from .masks import captured_masks
 from .normalize import PREFIX, normalize
 
@@ -69,9 +70,19 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
     attention_hook.register()
     experts.register()
     experts.prepare(model)
+    try:
+        traced = _trace(model, weights, attention_hook.NAME)
+        fold_masks(traced.gm)
+    except SpelledOut:  # then the model's own eager attention is what has to be understood
+        traced = _trace(model, weights, "eager")
+    match_attention(traced.gm, traced.weights)
+    return _with_new_constants(traced, weights)
+
+
+def _trace(model: nn.Module, weights: Weights, attention: str) -> Traced:
     tokens = torch.export.Dim("T", min=2, max=MAX_TOKENS)
     example = (torch.zeros(1, EXAMPLE_TOKENS, dtype=torch.long), torch.arange(EXAMPLE_TOKENS)[None])
-    with _capturing(model), torch.no_grad():
+    with _capturing(model, attention), torch.no_grad():
         try:
             program = torch.export.export(
                 _Logits(model), example, dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
@@ -82,11 +93,16 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
         except Exception as error:
             raise TraceError(f"{type(model).__name__} cannot be exported: {first_line(error)}") from error
     gm, origins = normalize(program, _canonical_names(model))
-    fold_masks(gm)
     if not any(isinstance(size, torch.SymInt) for size in _input(gm).meta["val"].shape):
         raise TraceError(f"{type(model).__name__} fixes the number of tokens while it is traced")
     own, constants = _values(gm, origins, program, weights)
     return Traced(gm, own, constants)
+
+
+def _with_new_constants(traced: Traced, weights: Weights) -> Traced:
+    """Constants that matching made (slopes) belong to the graph like those of the model's code."""
+    read = {str(node.target) for node in traced.gm.graph.nodes if node.op == "get_attr"}
+    return Traced(traced.gm, traced.weights, frozenset(name for name in read if name not in weights))
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:
@@ -103,10 +119,10 @@ def _input(gm: fx.GraphModule) -> fx.Node:
 
 
 @contextlib.contextmanager
-def _capturing(model: nn.Module) -> Iterator[None]:
-    select_attention(model, attention_hook.NAME)
+def _capturing(model: nn.Module, attention: str) -> Iterator[None]:
+    select_attention(model, attention, experts.NAME)
     try:
-        with captured_masks(model):
+        with captured_masks(model) if attention == attention_hook.NAME else contextlib.nullcontext():
             yield
     finally:
         select_attention(model, "eager")

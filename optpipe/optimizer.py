@@ -1,0 +1,372 @@
+"""``optpipe.optimize``: a model in, a checked artifact out.
+
+    resolve ──▶ trace ──▶ check against the model itself ──▶ passes, each checked ──▶ save
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import PipelineError, TraceError, nearest
+from .pipeline.base import Pass
+from .pipeline.order import expand
+from .pipeline.text import parse_pipeline, print_pipeline
+from .plugins import installed_plugins
+
+if TYPE_CHECKING:
+    from torch import fx, nn
+
+    from .pipeline.checks import Finding
+    from .pipeline.manager import Manager, Measured, PassRecord
+    from .pipeline.probes import Logits, Probe, Probes, Stored
+    from .sources.source import ModelSource
+    from .tracing.trace import Traced
+
+Progress = Callable[[str, int, int | None], None]
+DEFAULT_PASSES = "paged"
+CACHE_BYTES = 200_000_000  # of weights kept between runs, and a share of the checkpoint on top
+CACHE_SHARE = 1.4
+
+
+@dataclass(frozen=True)
+class OptimizeReport:
+    """What was done.
+
+    Attributes:
+        pipeline: the full pipeline's text; empty passes of a dry run included.
+        rows: one record a pass, the trace first; empty for a dry run.
+        quality: divergence of the whole from the source; None when nothing lossy was measured.
+        noise: the source's own float32 noise in a logit; None without verification.
+        output: the artifact's folder, or None for a dry run.
+        source: one line about the model.
+        seconds: in all.
+    """
+
+    pipeline: str
+    rows: tuple[PassRecord, ...]
+    quality: Any
+    noise: float | None
+    output: Path | None
+    source: str
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pipeline": self.pipeline,
+            "passes": [row.to_json() for row in self.rows],
+            "quality": None if self.quality is None else self.quality.to_dict(),
+            "noise": self.noise,
+            "output": None if self.output is None else str(self.output),
+            "source": self.source,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True)
+class Printing:
+    """What of the graph is shown on the way.
+
+    Attributes:
+        after: names of passes after which the graph is printed, or ("all",).
+        diff: print what each pass changed.
+        explain: print what each pass rewrote and what it left.
+        write: takes the text.
+    """
+
+    after: tuple[str, ...] = ()
+    diff: bool = False
+    explain: bool = False
+    write: Callable[[str], None] = print
+
+
+def optimize(
+    model: str | ModelSource,
+    *,
+    passes: str | Sequence[Pass] | None = None,
+    output: str | Path | None = None,
+    bare: bool = False,
+    max_kld: float | None = None,
+    verify: bool = True,
+    calibration: str | Path | None = None,
+    only_rewrites: str | None = None,
+    print_ir_after: Iterable[str] = (),
+    print_ir_diff: bool = False,
+    explain: bool = False,
+    dry_run: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+    print_text: Callable[[str], None] = print,
+) -> OptimizeReport:
+    """Trace a model, rewrite it, check every rewrite, and write an artifact.
+
+    Args:
+        model: a folder, a .gguf file, ``pypi:NAME``, a hub id, or an opened source.
+        passes: a pipeline's text or passes; ``paged`` alone when None, which loses nothing.
+        output: the folder to write.
+        bare: leave out the clean-ups and fusions that are always on.
+        max_kld: accept this mean KL from the source instead of what lossy passes promise.
+        verify: measure contracts; switched off, the artifact says so.
+        calibration: a file of text for calibrated algorithms.
+        only_rewrites: numbers of the rewrites to make, ``1-40,44``.
+        print_ir_after: names of passes after which the graph is printed, or ``all``.
+        print_ir_diff: print what each pass changed.
+        explain: print what each pass rewrote and what it left, and why.
+        dry_run: only work out the pipeline.
+        trust_remote_code: let Python code that comes with the model run.
+        progress: told about slow steps.
+        print_text: takes what the printing options print.
+
+    Raises:
+        PipelineError: the pipeline's text is wrong.
+        ModelError: the model cannot be found, read or trusted.
+        TraceError: the model cannot be turned into a graph that means the same.
+        PassError, ContractError: a pass failed or broke its contract; nothing is written.
+        ArtifactError: the folder cannot be written.
+    """
+    begun = time.perf_counter()
+    pipeline = plan(passes, bare=bare)
+    text = print_pipeline(pipeline)
+    printing = Printing(_known(print_ir_after, pipeline), print_ir_diff, explain, print_text)
+    numbers = None if only_rewrites is None else parse_numbers(only_rewrites)
+    if dry_run:
+        return OptimizeReport(text, (), None, None, None, str(model), time.perf_counter() - begun)
+    if output is None:
+        raise PipelineError("optimize needs a folder to write the artifact to.", hint="give output=… (or -o DIR)")
+    run = _Run(Path(output), printing, progress or (lambda what, done, total: None))
+    run.open(model, trust_remote_code)
+    run.trace(verify, Path(calibration).read_text() if calibration is not None else None, max_kld)
+    run.rewrite(pipeline, numbers, bare)
+    run.save(text)
+    return run.report(text, time.perf_counter() - begun)
+
+
+def plan(passes: str | Sequence[Pass] | None, *, bare: bool = False) -> tuple[Pass, ...]:
+    """The full pipeline of what a person named, in the order it runs."""
+    known = {name: provided.value for name, provided in installed_plugins().passes().items()}
+    named = parse_pipeline(DEFAULT_PASSES if passes is None else passes, known) if not _is_passes(passes) else passes
+    return expand(named, known, bare=bare)  # type: ignore[arg-type]
+
+
+def _is_passes(passes: str | Sequence[Pass] | None) -> bool:
+    return passes is not None and not isinstance(passes, str)
+
+
+def parse_numbers(text: str) -> tuple[range, ...]:
+    """Numbers and spans of numbers.
+
+    >>> parse_numbers("1-40,44")
+    (range(1, 41), range(44, 45))
+
+    Raises:
+        PipelineError: it is written otherwise.
+    """
+    spans = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise PipelineError(f"'{part}' is not a rewrite's number.", hint="they are written like 1-40,44")
+        spans.append(range(int(first), int(last if dash else first) + 1))
+    return tuple(spans)
+
+
+def _known(names: Iterable[str], pipeline: Sequence[Pass]) -> tuple[str, ...]:
+    known = ["all", "trace", *(p.name for p in pipeline)]
+    for name in (names := tuple(names)):
+        if name not in known:
+            raise PipelineError(f"The pipeline has no pass named '{name}' to print after.", hint=nearest(name, known))
+    return names
+
+
+class _Run:
+    """One optimization, step by step."""
+
+    def __init__(self, output: Path, printing: Printing, progress: Progress) -> None:
+        from .artifact.folder import check_target
+
+        check_target(output)  # before a minute of work
+        self.output = output
+        self.printing = printing
+        self.progress = progress
+
+    def open(self, model: str | ModelSource, trust_remote_code: bool) -> None:
+        from .sources import resolve
+        from .sources.model import empty_model
+
+        if isinstance(model, str):
+            model = resolve(model, trust_remote_code=trust_remote_code, progress=self.progress)
+        self.source = model
+        self.model = empty_model(model.config, trust_remote_code=trust_remote_code, code=model.code)
+
+    def trace(self, verify: bool, calibration: str | None, max_kld: float | None) -> None:
+        from .pipeline.calibrate import Calibration
+        from .tracing.trace import trace
+
+        begun = time.perf_counter()
+        self.progress("trace", 0, None)
+        traced = trace(self.model, self.source.weights)
+        probes = probes_for(self.source, traced, calibration)
+        measured, findings = (None, ()) if not verify else check_trace(self.model, self.source, traced, probes, max_kld)
+        self.manager = _manager(traced, self.source, measured, Calibration(probes))
+        self.manager.watcher = self
+        record = _trace_record(self.manager, findings, time.perf_counter() - begun)
+        self.manager.records.append(record)
+        self.progress("trace", 1, 1)
+        self._print(record, None, traced.gm)
+
+    def rewrite(self, pipeline: Sequence[Pass], numbers: tuple[range, ...] | None, bare: bool) -> None:
+        self.manager.tidy = not bare
+        self.manager.numbering.only = numbers
+        self.manager.run(pipeline)
+        self.manager.check_whole()
+
+    def save(self, pipeline: str) -> None:
+        from .artifact.save import Draft, save_artifact
+        from .program import from_fx
+        from .program.ops import dtype_name
+
+        manager = self.manager
+        stored = {name: dtype_name(weight.dtype) for name, weight in manager.weights.items()}
+        quality = None if manager.quality is None else manager.quality.to_dict()
+        noise = None if manager.measured is None else manager.measured.noise
+        draft = Draft(
+            program=from_fx(manager.gm, stored=stored),
+            weights=manager.weights,
+            config=self.source.config,
+            files=self.source.files,
+            pipeline=pipeline,
+            passes=[record.to_json() for record in manager.records],
+            quality={"verified": manager.measured is not None, "noise": noise, "source": quality},
+            source=self.source.identity,
+            model=self.model,
+            checkpoint=self.source.weights,
+        )
+        self.progress("save", 0, None)
+        save_artifact(draft, self.output)
+        self.progress("save", 1, 1)
+
+    def report(self, pipeline: str, seconds: float) -> OptimizeReport:
+        manager = self.manager
+        noise = None if manager.measured is None else manager.measured.noise
+        return OptimizeReport(
+            pipeline, tuple(manager.records), manager.quality, noise, self.output, self.source.description, seconds
+        )
+
+    def starting(self, name: str, number: int, total: int) -> None:
+        self.progress(f"passes: {name}", number, total)
+
+    def finished(self, record: PassRecord, before: fx.GraphModule, after: fx.GraphModule) -> None:
+        self._print(record, before, after)
+
+    def _print(self, record: PassRecord, before: fx.GraphModule | None, after: fx.GraphModule) -> None:
+        from .program import from_fx, print_program
+
+        shown = self.printing
+        if record.name in shown.after or "all" in shown.after:
+            shown.write(f"# after {record.text}\n{print_program(from_fx(after))}")
+        if shown.diff and before is not None:
+            texts = (print_program(from_fx(gm)).splitlines() for gm in (before, after))
+            shown.write("\n".join(difflib.unified_diff(*texts, "before", record.name, lineterm="")))
+        if shown.explain:
+            for remark in record.remarks:
+                number = f"#{remark.text}" if remark.kind == "applied" else remark.text
+                shown.write(f"{record.name}: {remark.kind} {remark.what} in {remark.where or 'the model'}: {number}")
+
+
+def probes_for(source: ModelSource, traced: Traced, calibration: str | None = None) -> Probes:
+    """Text to measure a model on: longer than its windows, in its own tokens when it brings a tokenizer."""
+    from .graph.nodes import is_call, value
+    from .pipeline.probes import Probes
+
+    import torch
+
+    output = next(node for node in traced.gm.graph.nodes if node.op == "output").args[0]
+    spans = [
+        int(node.kwargs.get(name) or 0)
+        for node in traced.gm.graph.nodes
+        if is_call(node, torch.ops.optpipe.attention)
+        for name in ("window", "chunk")
+    ]
+    text = source.config.get("text_config", source.config)
+    context = next((text[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if isinstance(text.get(k), int)), None)
+    return Probes(
+        int(value(output).shape[-1]), _encoder(source), span=max(spans, default=0), context=context, calibration=calibration
+    )
+
+
+def _encoder(source: ModelSource) -> Callable[[str], list[int]] | None:
+    content = source.read("tokenizer.json")
+    if content is None:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def check_trace(
+    model: nn.Module, source: ModelSource, traced: Traced, probes: Probes, max_kld: float | None
+) -> tuple[Measured, tuple[Finding, ...]]:
+    """Run the model itself on the probes and hold the traced graph against it.
+
+    Raises:
+        TraceError: they differ by more than the model differs from itself.
+    """
+    from .pipeline import checks
+    from .pipeline.manager import Measured
+    from .pipeline.probes import measure_noise
+    from .tracing.eager import EagerModel
+    from .weights.cache import WeightCache
+
+    cache = WeightCache(CACHE_BYTES + int(CACHE_SHARE * source.bytes))
+    eager = EagerModel(model, source.weights, "eager", cache).logits
+    exact = _logits(eager, probes, probes.exact)
+    fused = EagerModel(model, source.weights, "sdpa", cache).logits if _has_fused(model) else None
+    noise = measure_noise(probes.exact, exact, eager, fused).value
+    shorter = [replace(p, ids=p.ids[: len(p.ids) * 2 // 3], rows=p.rows[p.rows < len(p.ids) * 2 // 3]) for p in probes.exact]
+    subject = checks.Subject(traced.gm, traced.weights, cache)
+    findings = (
+        checks.check_lossless(subject, probes.exact, exact, noise),
+        checks.check_lossless(subject, shorter, _logits(eager, probes, shorter), noise),
+    )
+    for found in findings:
+        if not found.holds:
+            raise TraceError(
+                f"The graph of {type(model).__name__} differs from the model by {found.value:.3g} in a logit, "
+                f"and at most {found.bound:.3g} is allowed."
+            )
+    return Measured(probes, (exact, _logits(eager, probes, probes.text)), noise, cache, max_kld), findings
+
+
+def _logits(model: Logits, probes: Probes, of: list[Probe]) -> list[Stored]:
+    """The model's logits on probes of one length, in files."""
+    return [probes.keep(logits) for logits in model(torch_stack(of), of[0].rows)]
+
+
+def torch_stack(of: list[Probe]) -> Any:
+    """The probes' tokens [N, T]."""
+    import torch
+
+    return torch.stack([probe.ids for probe in of])
+
+
+def _has_fused(model: nn.Module) -> bool:
+    """Whether transformers says that torch's fused attention means the same to a model."""
+    return bool(getattr(model, "_supports_sdpa", False))
+
+
+def _manager(traced: Traced, source: ModelSource, measured: Any, calibration: Any) -> Manager:
+    from .pipeline.manager import Manager
+
+    return Manager(traced.gm, traced.weights, traced.constants, source.config, measured, calibration)
+
+
+def _trace_record(manager: Manager, findings: tuple[Finding, ...], seconds: float) -> PassRecord:
+    from .pipeline.manager import PassRecord, size, stored_bytes
+
+    nodes, held = size(manager.gm), stored_bytes(manager.gm, manager.weights)
+    return PassRecord("trace", "trace", (), nodes, nodes, held, held, findings, None, seconds)
