@@ -7,14 +7,14 @@ bisected to one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..graph.nodes import path, set_constant, value
+from ..graph.nodes import is_call, path, set_constant, value
 from ..graph.propagate import fake_mode
 from ..weights.store import LazyWeight, Weights
 
@@ -77,6 +77,12 @@ class PassContext:
     @property
     def rewrites(self) -> int:
         return sum(remark.kind == "applied" for remark in self.remarks)
+
+    def nodes(self, *targets: Any) -> Iterator[fx.Node]:
+        """The graph's nodes in order, or those that call one of ``targets``; safe while the graph is rewritten."""
+        for node in list(self.gm.graph.nodes):
+            if not node._erased and (not targets or is_call(node, *targets)):
+                yield node
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Add a call at the insertion point; its fake value is worked out from its operands'."""

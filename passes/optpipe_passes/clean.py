@@ -44,8 +44,8 @@ def read_positions(graph: fx.Graph, cx: PassContext) -> None:
     """``arange(T)`` → ``position_ids``: equal for the one sequence that was traced, right for packed ones."""
     positions = next(node for node in graph.nodes if node.op == "placeholder" and node.name == "position_ids")
     tokens = shape(positions)[-1]
-    for node in list(graph.nodes):
-        if is_call(node, aten.arange) and _counts_tokens(node, tokens):
+    for node in cx.nodes(aten.arange):
+        if _counts_tokens(node, tokens):
             cx.replace(node, lambda node=node: _as_positions(cx, positions, node))  # type: ignore[misc]
 
 

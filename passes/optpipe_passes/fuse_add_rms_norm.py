@@ -31,9 +31,7 @@ class FuseAddRmsNorm(Pass):
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
         order = {node: at for at, node in enumerate(graph.nodes)}
-        for norm in list(graph.nodes):
-            if not is_call(norm, torch.ops.optpipe.rms_norm):
-                continue
+        for norm in cx.nodes(torch.ops.optpipe.rms_norm):
             total = norm.args[0]
             reason = why_not(total, norm)
             if reason is not None:

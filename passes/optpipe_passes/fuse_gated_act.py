@@ -36,7 +36,7 @@ class FuseGatedAct(Pass):
     always: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
-        for node in list(graph.nodes):
+        for node in cx.nodes():
             for act, up in match.operands(node, aten.mul.Tensor):
                 found = activated(act)
                 if found is None or found[0] is up or not is_tensor(up) or up.op == "get_attr":

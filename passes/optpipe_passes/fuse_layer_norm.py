@@ -31,7 +31,7 @@ class FuseLayerNorm(Pass):
     before: ClassVar[tuple[str, ...]] = ("fuse-rms-norm",)
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
-        for node in list(graph.nodes):
+        for node in cx.nodes():
             if is_call(node, aten.layer_norm.default):
                 self._library_form(node, cx)
             elif (found := centred_and_scaled(node)) is not None:

@@ -31,7 +31,7 @@ class FuseRmsNorm(Pass):
     always: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
-        for node in list(graph.nodes):
+        for node in cx.nodes():
             found = normalized(node)
             if found is None:
                 continue

@@ -44,7 +44,7 @@ class FuseRope(Pass):
     always: ClassVar[bool] = True
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
-        for node in list(graph.nodes):
+        for node in cx.nodes():
             found = turned(node)
             if found is None:
                 continue
