@@ -82,8 +82,6 @@ class EagerModel:
         select_attention(self._model, self._attention)
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         parameters = forward_parameters(self._model)
-        if "position_ids" in parameters:
-            inputs["position_ids"] = torch.arange(ids.shape[1]).expand(ids.shape)
         if rows is not None and "logits_to_keep" in parameters:
             inputs["logits_to_keep"] = rows
             rows = None
@@ -97,6 +95,18 @@ def forward_parameters(model: nn.Module) -> set[str]:
     import inspect
 
     return set(inspect.signature(model.forward).parameters)
+
+
+def position_offset(model: nn.Module) -> int:
+    """What the model adds to the positions 0, 1, … of a sequence when it is given none.
+
+    RoBERTa and its kin number tokens from one past the index of the padding token, and expect a caller that
+    gives positions to do so too.
+    """
+    for module in model.modules():
+        if hasattr(module, "create_position_ids_from_input_ids"):
+            return int(module.padding_idx) + 1
+    return 0
 
 
 def select_attention(model: nn.Module, name: str, experts: str | None = None) -> None:

@@ -20,10 +20,6 @@ from ..graph.nodes import aten, is_call, path, same_shape, shape
 _MAY_PASS_THROUGH = (aten.slice, aten.to, aten.clone, aten.contiguous, aten.alias, aten.expand, aten.detach)
 
 
-class SpelledOut(TraceError):
-    """The model computes attention outside transformers' attention functions."""
-
-
 def fold_masks(gm: fx.GraphModule) -> None:
     """Rewrite every attention call in place.
 
@@ -39,9 +35,9 @@ def fold_masks(gm: fx.GraphModule) -> None:
     left = next((node for node in gm.graph.nodes if is_call(node, torch.ops.optpipe.mask)), None)
     if left is not None:
         user = next(iter(left.users))
-        raise SpelledOut(f"an attention mask is used outside attention ({user.target} in {path(user) or 'the model'})")
+        raise TraceError(f"an attention mask is used outside attention ({user.target} in {path(user) or 'the model'})")
     if not any(is_call(node, torch.ops.optpipe.attention) for node in gm.graph.nodes):
-        raise SpelledOut("the model never calls transformers' attention functions")
+        raise TraceError("it has no attention: something else carries what earlier tokens said")
 
 
 def _source(attention: fx.Node) -> fx.Node:

@@ -54,8 +54,10 @@ def _capturing(name: str) -> MaskFunction:
     return capture
 
 
-def _refusing(name: str) -> MaskFunction:
-    def refuse(*args: Any, **kwargs: Any) -> torch.Tensor:
+def _refusing(name: str) -> Callable[..., None]:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        if "encoder_hidden_states" in kwargs and kwargs["encoder_hidden_states"] is None:
+            return  # a decoder that could look at an encoder, and has none
         raise TraceError(f"the model cannot be served as a causal decoder: {REFUSED[name]} ({name})")
 
     return refuse

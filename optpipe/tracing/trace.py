@@ -15,14 +15,16 @@ import optpipe.dialect  # noqa: F401  (declares the ops that the hooks emit)
 from ..errors import OptpipeError, TraceError
 from ..weights.store import TensorWeight, Weights
 from . import attention_hook, experts
-from .eager import forward_parameters, select_attention
 from .bypass import match_attention
-from .fold_masks import SpelledOut, fold_masks
+from .eager import forward_parameters, position_offset, select_attention
+from .fold_masks import fold_masks
 from .masks import captured_masks
 from .normalize import PREFIX, normalize
+from .positions import bind_positions
 
 EXAMPLE_TOKENS = 11  # odd, prime, and no size that a model is likely to have
 MAX_TOKENS = 1 << 20
+POSITION_LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 @dataclass
@@ -47,12 +49,13 @@ class _Logits(nn.Module):
         super().__init__()
         self.model_ = model
         self._takes_positions = "position_ids" in forward_parameters(model)
+        self._offset = position_offset(model)
         assert hasattr(self, PREFIX), f"the wrapper's attribute must be {PREFIX = }"
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
         if self._takes_positions:
-            inputs["position_ids"] = position_ids
+            inputs["position_ids"] = position_ids + self._offset if self._offset else position_ids
         logits: torch.Tensor = self.model_(**inputs).logits
         return logits
 
@@ -70,33 +73,57 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
     attention_hook.register()
     experts.register()
     experts.prepare(model)
-    try:
-        traced = _trace(model, weights, attention_hook.NAME)
-        fold_masks(traced.gm)
-    except SpelledOut:  # then the model's own eager attention is what has to be understood
-        traced = _trace(model, weights, "eager")
+    traced = _trace(model, weights)
     match_attention(traced.gm, traced.weights)
+    fold_masks(traced.gm)
+    bind_positions(traced.gm)
     return _with_new_constants(traced, weights)
 
 
-def _trace(model: nn.Module, weights: Weights, attention: str) -> Traced:
-    tokens = torch.export.Dim("T", min=2, max=MAX_TOKENS)
-    example = (torch.zeros(1, EXAMPLE_TOKENS, dtype=torch.long), torch.arange(EXAMPLE_TOKENS)[None])
-    with _capturing(model, attention), torch.no_grad():
-        try:
-            program = torch.export.export(
-                _Logits(model), example, dynamic_shapes=({1: tokens}, {1: tokens}), strict=False
-            )
-            program = _functional(program)
-        except OptpipeError:
-            raise
-        except Exception as error:
-            raise TraceError(f"{type(model).__name__} cannot be exported: {first_line(error)}") from error
+def _trace(model: nn.Module, weights: Weights) -> Traced:
+    with _capturing(model), torch.no_grad():
+        program = _exported(model)
     gm, origins = normalize(program, _canonical_names(model))
     if not any(isinstance(size, torch.SymInt) for size in _input(gm).meta["val"].shape):
         raise TraceError(f"{type(model).__name__} fixes the number of tokens while it is traced")
     own, constants = _values(gm, origins, program, weights)
     return Traced(gm, own, constants)
+
+
+def _exported(model: nn.Module) -> torch.export.ExportedProgram:
+    """The model as a program for any number of tokens, or for as many as the model has positions."""
+    try:
+        return _functional(_export(model, MAX_TOKENS))
+    except OptpipeError:
+        raise
+    except Exception as error:
+        limit = _most_tokens(model)
+        if limit is None or "Constraints violated" not in str(error):
+            raise _refused(model, error) from error
+    try:
+        return _functional(_export(model, limit))
+    except OptpipeError:
+        raise
+    except Exception as error:
+        raise _refused(model, error) from error
+
+
+def _export(model: nn.Module, most: int) -> torch.export.ExportedProgram:
+    tokens = torch.export.Dim("T", min=2, max=most)
+    example = (torch.zeros(1, EXAMPLE_TOKENS, dtype=torch.long), torch.arange(EXAMPLE_TOKENS)[None])
+    shapes = ({1: tokens}, {1: tokens})
+    return torch.export.export(_Logits(model), example, dynamic_shapes=shapes, strict=False)
+
+
+def _most_tokens(model: nn.Module) -> int | None:
+    """One less than the number of positions in the model's config: below it no table is too short."""
+    config = getattr(model, "config", None)
+    found = (getattr(config, name, None) for name in POSITION_LIMITS)
+    return next((limit - 1 for limit in found if isinstance(limit, int) and limit > EXAMPLE_TOKENS), None)
+
+
+def _refused(model: nn.Module, error: Exception) -> TraceError:
+    return TraceError(f"{type(model).__name__} cannot be exported: {first_line(error)}")
 
 
 def _with_new_constants(traced: Traced, weights: Weights) -> Traced:
@@ -119,10 +146,10 @@ def _input(gm: fx.GraphModule) -> fx.Node:
 
 
 @contextlib.contextmanager
-def _capturing(model: nn.Module, attention: str) -> Iterator[None]:
-    select_attention(model, attention, experts.NAME)
+def _capturing(model: nn.Module) -> Iterator[None]:
+    select_attention(model, attention_hook.NAME)
     try:
-        with captured_masks(model) if attention == attention_hook.NAME else contextlib.nullcontext():
+        with captured_masks(model):
             yield
     finally:
         select_attention(model, "eager")
