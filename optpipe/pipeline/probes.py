@@ -6,8 +6,9 @@ The source is run once. Its logits lie in files and are read back a slab at a ti
 
 from __future__ import annotations
 
-import contextlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,8 @@ class Probes:
         context: int | None = None,
         calibration: str | None = None,
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="optpipe-probes-")
+        self._folder = Path(tempfile.mkdtemp(prefix="optpipe-probes-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count = 0
         self._vocabulary = vocabulary
         limit = context or 1 << 30
@@ -127,14 +129,13 @@ class Probes:
     def keep(self, logits: torch.Tensor) -> Stored:
         """Put logits into a file that lives as long as the probes."""
         self._count += 1
-        return Stored(Path(self._folder.name) / f"{self._count}.f32", logits)
+        return Stored(self._folder / f"{self._count}.f32", logits)
 
     def __enter__(self) -> Probes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with contextlib.suppress(OSError):  # a temporary folder that is gone is no failure of the pipeline
-            self._folder.cleanup()
+        self._remove()
 
     def _windows(
         self,
