@@ -117,7 +117,7 @@ def optpipe_before_pass(pass_: Any, graph: Any, cx: Any) -> None:
 
     Args:
         pass_: the pass, an instance of ``optpipe.pipeline.Pass``.
-        graph: the graph that it will be given. Not to be changed.
+        graph: the ``torch.fx.GraphModule`` that it will be given. Not to be changed.
         cx: its context.
     """
 
@@ -128,7 +128,7 @@ def optpipe_after_pass(pass_: Any, graph: Any, cx: Any) -> None:
 
     Args:
         pass_: the pass, an instance of ``optpipe.pipeline.Pass``.
-        graph: the graph that it left. Not to be changed.
+        graph: the ``torch.fx.GraphModule`` that it left. Not to be changed.
         cx: its context, which holds the rewrites and the remarks.
     """
 

@@ -113,7 +113,7 @@ def test_an_unknown_hook_breaks_its_plugin_with_the_nearest_name(plugin):
 
 
 def test_a_hook_that_is_not_marked_breaks_its_plugin(plugin):
-    plugins = load_plugins([plugin("bad", optpipe_passes=lambda: [])], None)
+    plugins = load_plugins([plugin("bad", optpipe_passes=lambda: [named("a")])], None)
     assert "not marked with @hookimpl" in str(plugins.broken[0])
 
 

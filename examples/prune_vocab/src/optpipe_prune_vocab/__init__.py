@@ -1,0 +1,1 @@
+"""The pass ``prune-vocab`` for optpipe."""
