@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from optpipe.graph.nodes import argument, aten, is_call, is_tensor, rank
+from optpipe.graph.nodes import aten, is_call, is_tensor, rank
 from optpipe.pipeline.context import PassContext
 from optpipe.weights.store import LazyWeight
 
@@ -34,8 +34,8 @@ class Site:
         node: the operation.
         kind: what it is.
         weights: names of the weights it reads; two for experts.
-        inputs: what it multiplies them with (token ids for an embedding).
-        bias: its bias, or None.
+        at: which operand it multiplies them with (token ids for an embedding).
+        bias_at: which operand is the bias.
         transposed: the weights lie inputs first, [K, N].
         head: it gives the logits.
     """
@@ -43,10 +43,24 @@ class Site:
     node: fx.Node
     kind: Kind
     weights: tuple[str, ...]
-    inputs: fx.Node
-    bias: fx.Node | None = None
+    at: int
+    bias_at: int | None = None
     transposed: bool = False
     head: bool = False
+
+    @property
+    def inputs(self) -> fx.Node:
+        """What meets the weights, as the graph is now: an earlier rewrite may have replaced it."""
+        found: fx.Node = self.node.args[self.at]  # type: ignore[assignment]
+        return found
+
+    @property
+    def bias(self) -> fx.Node | None:
+        """The bias, or None."""
+        if self.bias_at is None or self.bias_at >= len(self.node.args):
+            return None
+        found: fx.Node | None = self.node.args[self.bias_at]  # type: ignore[assignment]
+        return found
 
     def columns(self, weight: LazyWeight) -> int:
         """Inputs of a weight, K."""
@@ -71,24 +85,22 @@ def find_sites(graph: fx.Graph, cx: PassContext) -> Iterator[Site]:
 
 def _site(node: fx.Node, head: bool) -> Site | str | None:
     if is_call(node, aten.linear.default):
-        x, weight = node.args[0], node.args[1]
-        if not _stored(weight, 2):
+        if not _stored(node.args[1], 2):
             return "its weight is computed"
-        return Site(node, "linear", _names(weight), x, argument(node, 2, "bias"), head=head)  # type: ignore[arg-type]
+        return Site(node, "linear", _names(node.args[1]), 0, 2, head=head)
     if is_call(node, aten.addmm.default, aten.mm.default, aten.matmul.default):
         *bias, x, weight = node.args
-        if node.kwargs or not is_tensor(x) or not _stored(weight, 2) or x.op == "get_attr":  # type: ignore[union-attr]
+        if node.kwargs or not is_tensor(x) or not _stored(weight, 2) or _stored(x, 2):
             return None  # a product of activations, or scaled
-        start = bias[0] if bias else None
-        return Site(node, "linear", _names(weight), x, start, transposed=True, head=head)  # type: ignore[arg-type]
+        at = len(bias)
+        return Site(node, "linear", _names(weight), at, 0 if bias else None, transposed=True, head=head)
     if is_call(node, aten.embedding.default) and _stored(node.args[0], 2):
-        return Site(node, "embedding", _names(node.args[0]), node.args[1])  # type: ignore[arg-type]
+        return Site(node, "embedding", _names(node.args[0]), 1)
     if is_call(node, torch.ops.optpipe.moe.default):
         both = node.args[3], node.args[4]
         if not all(_stored(weight, 3) for weight in both):
             return "its weights are computed"
-        transposed = bool(node.kwargs.get("transposed", False))
-        return Site(node, "experts", _names(*both), node.args[0], transposed=transposed)  # type: ignore[arg-type]
+        return Site(node, "experts", _names(*both), 0, transposed=bool(node.kwargs.get("transposed", False)))
     return None
 
 
