@@ -20,6 +20,11 @@ NOTE = "<!-- Written by docs/generate.py from the code. Change it there, then ru
 WIDTH = 100  # of help pages, columns
 
 
+def block(text: str) -> str:
+    """Text as it is, in a fence."""
+    return f"```text\n{text}\n```\n"
+
+
 def dialect() -> str:
     """One section an operation: what its file says, its schema, its operands."""
     from optpipe.dialect import OPS
@@ -27,13 +32,12 @@ def dialect() -> str:
     parts = [
         "# The dialect\n",
         NOTE,
-        "The operations that a graph may hold beside ATen's. They say what is computed, not on what. The body is\n"
-        "plain torch and is the truth: a kernel must equal it. The letters are in the [glossary](glossary.md).\n",
+        _DIALECT,
     ]
     for name in sorted(OPS):
         op = OPS[name]
         page = inspect.getdoc(inspect.getmodule(op.body)) or ""
-        parts += [f"## {name}\n", f"{page}\n", f"```text\n{op.schema}\n```\n", f"```text\n{op.doc}\n```\n"]
+        parts += [f"## {name}\n", block(page), block(f"{op.schema}\n\n{op.doc}")]
     return "\n".join(parts)
 
 
@@ -54,7 +58,7 @@ def passes() -> str:
         facts = facts_of(it)
         always = "always on" if facts["always"] else "on when it is named or required"
         parts += [f"## {it.name}\n", f"Stage {facts['stage']}; contract: {facts['contract']}; {always}.\n"]
-        parts += [f"{facts['doc']}\n", f"{inspect.getdoc(inspect.getmodule(it.value)) or ''}\n"]
+        parts += [block(inspect.getdoc(inspect.getmodule(it.value)) or ""), block(facts["doc"])]
         if facts["options"]:
             rows = [
                 f"| `{o['name']}` | {o['type'].replace('|', 'or')} | `{o['default']}` |"
@@ -72,11 +76,7 @@ def hooks() -> str:
     for name in hookspecs.hook_names():
         function = getattr(hookspecs, name)
         signature = f"{name}({', '.join(inspect.signature(function).parameters)})"
-        parts += [
-            f"## {name}\n",
-            f"```python\n{signature}\n```\n",
-            f"```text\n{inspect.getdoc(function)}\n```\n",
-        ]
+        parts += [f"## {name}\n", block(f"{signature}\n\n{inspect.getdoc(function)}")]
     return "\n".join(parts)
 
 
@@ -98,26 +98,30 @@ def cli() -> str:
         command = app.get_command(root, name)
         assert command is not None, f"{name = }"
         context = click.Context(command, info_name=name, parent=root, **command.context_settings)
-        parts += [f"## optpipe {name}\n", f"```text\n{command.get_help(context)}\n```\n"]
+        parts += [f"## optpipe {name}\n", block(command.get_help(context))]
     return "\n".join(parts)
 
 
-_HOW_TO_REGISTER = """A plugin is a module with functions of these names, marked with `optpipe.plugins.hookimpl`, and an entry
-point that names the module:
+_DIALECT = """The operations that a graph may hold beside ATen's. They say what is computed, not on what. The
+body is plain torch and is the truth: a kernel must equal it. The letters are in the [glossary](glossary.md).
+"""
+
+_HOW_TO_REGISTER = """A plugin is a module with functions of these names, marked with
+`optpipe.plugins.hookimpl`, and an entry point that names the module:
 
 ```toml
 [project.entry-points.optpipe]
 my-plugin = "my_package.plugin"
 ```
 
-`OPTPIPE_PLUGINS` restricts which are loaded: unset for all, empty for the built-in ones, otherwise a comma list
-of distributions or plugins. A plugin that cannot be loaded is named on stderr and by `optpipe plugins`; the
-rest goes on without it.
+`OPTPIPE_PLUGINS` restricts which are loaded: unset for all, empty for the built-in ones, otherwise a comma
+list of distributions or plugins. A plugin that cannot be loaded is named on stderr and by `optpipe plugins`;
+the rest goes on without it.
 """
 
-_CONVENTIONS = """stdout is data and stderr is progress, so a pipe gets the data alone. Exit codes: 0 it worked; 1 it did not, and
-stderr says why in one line, with a hint where there is one; 2 the command line is wrong; 130 interrupted.
-`--debug` shows the traceback.
+_CONVENTIONS = """stdout is data and stderr is progress, so a pipe gets the data alone. Exit codes: 0 it
+worked; 1 it did not, and stderr says why in one line, with a hint where there is one; 2 the command line is
+wrong; 130 interrupted. `--debug` shows the traceback.
 """
 
 PAGES: dict[str, Callable[[], str]] = {

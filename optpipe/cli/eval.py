@@ -107,7 +107,7 @@ def source_model(spec: str, device: str, trust_remote_code: bool, report: Report
     click.echo(f"source: {source.description}", err=True)
     empty = empty_model(source.config, trust_remote_code=trust_remote_code, code=source.code)
     eager = EagerModel(empty, source.weights)
-    return lambda ids: [eager.logits(ids)]
+    return lambda ids: [eager.logits(ids[None])[0]]
 
 
 def _counted(pieces: list[torch.Tensor], report: Report) -> Iterator[torch.Tensor]:

@@ -48,7 +48,7 @@ def _print(facts: dict[str, Any]) -> None:
     manifest = facts["manifest"]
     click.echo(f"pipeline: {manifest['pipeline']}")
     click.echo(f"source: {_pairs(manifest['source'])}")
-    click.echo(f"measured: {_pairs(manifest['quality']) or 'nothing'}")
+    click.echo(f"measured: {_measured(manifest['quality'])}")
     loads = "yes" if manifest["hf_loadable"] else f"no, {manifest['hf_obstacle']}"
     click.echo(f"transformers loads it: {loads}")
     click.echo(f"inputs: {', '.join(f'{name}: {kind}' for name, kind in facts['inputs'].items())}")
@@ -65,6 +65,19 @@ def _print(facts: dict[str, Any]) -> None:
     )
     counts = [(name, str(count)) for name, count in facts["operations"].items()]
     print_table(["operation", "nodes"], counts, right=["nodes"])
+
+
+def _measured(quality: dict[str, Any]) -> str:
+    if not quality.get("verified"):
+        return "nothing: it was made with --no-verify"
+    source = quality.get("source")
+    if source is None:
+        return f"lossless; the model's own noise is {quality['noise']:.2g} in a logit"
+    return (
+        f"KL {source['kld']:.4g} nats from the source over {source['tokens']} tokens, "
+        f"same first choice {source['top1']:.1%}, perplexity {source['perplexity']:.4g} "
+        f"(source {source['source_perplexity']:.4g})"
+    )
 
 
 def _pairs(facts: dict[str, Any]) -> str:
