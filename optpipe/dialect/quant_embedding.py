@@ -17,7 +17,8 @@ def _fake(
     bits: int,
     group: int,
 ) -> torch.Tensor:
-    return packed.new_empty((*ids.shape, packed.shape[1] * 32 // bits), dtype=torch.float32)
+    dtype = torch.promote_types(scale.dtype, torch.float32)
+    return packed.new_empty((*ids.shape, packed.shape[1] * 32 // bits), dtype=dtype)
 
 
 @define(
@@ -45,7 +46,7 @@ def quant_embedding(
         group: inputs that share a scale, g; −1 for one scale a row.
 
     Returns:
-        [T, K] float32.
+        [T, K] float32; float64 when the scale has it.
 
     Source: the grids of ``quant_linear``.
     """
