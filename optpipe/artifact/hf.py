@@ -48,6 +48,19 @@ class PackedParameter:
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """Why a folder does not load.
+
+    Attributes:
+        reason: a part of a sentence.
+        parameter: the first parameter that is concerned, or None.
+    """
+
+    reason: str
+    parameter: str | None = None
+
+
+@dataclass(frozen=True)
 class HfForm:
     """What others make of the folder.
 
@@ -60,8 +73,8 @@ class HfForm:
         transposed: packed parameters whose module holds inputs first.
     """
 
-    load_obstacle: str | None
-    export_obstacle: str | None
+    load_obstacle: Obstacle | None
+    export_obstacle: Obstacle | None
     config: dict[str, Any]
     extra: dict[str, LazyWeight]
     foreign: frozenset[str]
@@ -84,8 +97,8 @@ def hf_form(
         config: the content of the source's config.json.
     """
     if model is None:
-        reason = "the model's own modules are not known"
-        return HfForm(reason, reason, dict(config), {}, frozenset(), ())
+        unknown = Obstacle("the model's own modules are not known")
+        return HfForm(unknown, unknown, dict(config), {}, frozenset(), ())
     packed = packed_parameters(program)
     extra = _unused(program, packed, model, checkpoint)
     known = set(checkpoint) | {name + part for name in packed for part in _parts(packed[name])}
@@ -179,38 +192,40 @@ def _export_obstacle(
     model: nn.Module,
     checkpoint: Mapping[str, LazyWeight],
     extra: Mapping[str, LazyWeight],
-) -> str | None:
+) -> Obstacle | None:
     if not type(model).__module__.startswith("transformers."):
-        return f"{type(model).__name__} comes with its own Python code, which an artifact does not carry"
+        return Obstacle(
+            f"{type(model).__name__} has Python code of its own, which an artifact does not carry"
+        )
     for name, item in packed.items():
         if not item.op:
-            return f"the quantized weight '{name}' is not named after a parameter of the model"
+            return Obstacle(f"the packed weight '{name}' is not named after a parameter of the model", name)
     for names in _tie_groups(model):
         plain = [name for name in names if name in program.weights or name in extra]
         if not plain and not any(name in packed for name in names):
-            return f"the graph no longer holds the parameter '{names[0]}'"
+            return Obstacle(f"the graph no longer holds the parameter '{names[0]}'", names[0])
         for name in plain:
             if name in program.weights and weights[name] is not checkpoint.get(name):
-                return f"a pass changed the values of '{name}'"
+                return Obstacle(f"the values of '{name}' were changed", name)
         if names[0] not in plain and names[0] not in packed:
-            return f"'{names[0]}' is tied to '{names[1]}' in the model, and only the other is stored"
+            return Obstacle(f"of '{names[0]}' and '{names[1]}', tied in the model, one is stored", names[0])
     return None
 
 
-def _packed_obstacle(packed: Mapping[str, PackedParameter], model: nn.Module) -> str | None:
+def _packed_obstacle(packed: Mapping[str, PackedParameter], model: nn.Module) -> Obstacle | None:
     for name, item in packed.items():
-        if item.op == "optpipe.quant_embedding":
-            return f"the embedding '{name}' is packed, and compressed-tensors packs linear layers only"
-        if item.op == "optpipe.quant_moe":
-            return f"the experts '{name}' are packed, and transformers reads packed linear layers only"
-        if item.minimum:
-            return (
-                f"'{name}' is quantized with a float minimum (zero=float), for which compressed-tensors has "
-                "no form; zero=none has one"
-            )
         home = _module(model, name)
-        if not isinstance(home, nn.Linear) or not name.endswith(".weight"):
-            return f"'{name}' is packed and belongs to a {type(home).__name__}, not to a Linear"
+        if item.op == "optpipe.quant_embedding":
+            reason = f"the embedding '{name}' is packed, and compressed-tensors packs linear layers only"
+        elif item.op == "optpipe.quant_moe":
+            reason = f"the experts '{name}' are packed, and transformers reads packed linear layers only"
+        elif item.minimum:
+            reason = f"'{name}' has a float minimum a group, for which compressed-tensors has no form"
+        elif not isinstance(home, nn.Linear) or not name.endswith(".weight"):
+            reason = f"'{name}' is packed and belongs to a {type(home).__name__}, not to a Linear"
+        else:
+            continue
+        return Obstacle(reason, name)
     return None
 
 

@@ -17,7 +17,7 @@ from ..program.text import print_program
 from ..program.types import DTYPE_BYTES
 from ..weights.store import LazyWeight
 from .folder import hash_folder, written_whole
-from .hf import hf_form
+from .hf import Obstacle, hf_form
 from .manifest import NAME, CacheNeeds, CacheTensor, Manifest, check_file_name, write_manifest
 from .tensors import SHARD_BYTES, write_sharded, write_tensors
 
@@ -86,8 +86,8 @@ def save_artifact(draft: Draft, target: Path, *, shard_bytes: int = SHARD_BYTES)
             versions=_versions(),
             cache=cache_needs(draft.program),
             hf_loadable=form.load_obstacle is None,
-            hf_obstacle=form.load_obstacle,
-            export_obstacle=form.export_obstacle,
+            hf_obstacle=_sentence(form.load_obstacle, draft.passes),
+            export_obstacle=_sentence(form.export_obstacle, draft.passes),
             transposed=form.transposed,
             files=hash_folder(folder),
         )
@@ -117,6 +117,18 @@ def copy_files(files: Mapping[str, bytes | Path], folder: Path) -> None:
 def to_json(content: Mapping[str, Any]) -> str:
     """JSON as Hugging Face writes it."""
     return json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _sentence(obstacle: Obstacle | None, passes: Sequence[Mapping[str, Any]]) -> str | None:
+    """An obstacle with the pass that put it there: the last that rewrote anything in that module."""
+    if obstacle is None:
+        return None
+    home = (obstacle.parameter or "").rpartition(".")[0]
+    for record in reversed(passes):
+        for remark in record.get("remarks", ()):
+            if home and remark["kind"] == "applied" and remark["where"] == home:
+                return f"{obstacle.reason} (by the pass '{record['pass']}')"
+    return obstacle.reason
 
 
 def cache_needs(program: Program) -> CacheNeeds | None:

@@ -104,6 +104,7 @@ def test_says_what_stands_in_the_way_and_exports_all_the_same(
     opened = load_artifact(folder)
     assert not opened.manifest.hf_loadable
     assert reason in str(opened.manifest.hf_obstacle)
+    assert f"(by the pass '{passes}')" in str(opened.manifest.hf_obstacle)
     assert "quantization_config" not in opened.config
     export_hf(opened, tmp_path / "plain")
     assert_same(our_logits(folder), transformers_logits(tmp_path / "plain"))
