@@ -146,7 +146,12 @@ def _fill_buffers(model: PreTrainedModel) -> None:
 
     Building without initialization leaves out what some rotary and position modules compute there.
     """
+    from transformers import PreTrainedModel
+
     with torch.no_grad():
-        for module in model.modules():
+        owners: dict[str, PreTrainedModel] = {"": model}  # a part initializes its own modules
+        for name, module in model.named_modules():
+            owner = owners[name.rpartition(".")[0]]
+            owners[name] = owner = module if isinstance(module, PreTrainedModel) else owner
             if module._non_persistent_buffers_set and not any(True for _ in module.parameters(recurse=False)):
-                model._init_weights(module)
+                owner._init_weights(module)

@@ -11,6 +11,8 @@ from typing import Any, Final
 from .architectures import WINDOW
 
 _DECODER = {"is_decoder": True}  # BERT and its kin: with it their language model head is causal
+# RoBERTa and its kin count from one past the padding token's id
+_AFTER_PADDING = {**_DECODER, "max_position_embeddings": 520}
 _MIXED = ["full_attention", "sliding_attention"] * 2
 _WINDOWED = {
     "use_sliding_window": True,
@@ -53,11 +55,14 @@ _QWEN4 = {
 OVERRIDES: Final[dict[str, dict[str, Any]]] = {
     **dict.fromkeys(
         (
-            *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie"),
-            *("megatron-bert", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
-            *("xlm-roberta", "xlm-roberta-xl", "xlnet"),
+            *("bert", "bert-generation", "big_bird", "electra", "ernie", "megatron-bert", "rembert"),
+            *("roc_bert", "roformer", "xlnet"),
         ),
         _DECODER,
+    ),
+    **dict.fromkeys(
+        ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+        _AFTER_PADDING,
     ),
     "bamba": {"num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
     "blt": {
@@ -141,7 +146,7 @@ OVERRIDES: Final[dict[str, dict[str, Any]]] = {
     "recurrent_gemma": {"num_hidden_layers": 6},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [24, 40], "axial_pos_shape": [16, 32]},
     "starcoder2": {"sliding_window": WINDOW},
-    "xmod": {**_DECODER, "default_language": "en_XX"},
+    "xmod": {**_AFTER_PADDING, "default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
 }
 

@@ -37,6 +37,12 @@ MEANINGLESS = frozenset(
     }
 )
 
+# keywords whose meaning is known and is more than the dialect can say
+UNDERSTOOD = {
+    "indices": "it picks a few keys for each token with a learned index",
+    "position_bias": "it adds a learned bias to its scores",
+}
+
 
 def attention_hook(
     module: nn.Module,
@@ -68,14 +74,17 @@ def attention_hook(
     who = type(module).__name__
     for name, given in kwargs.items():
         if given is not None and name not in MEANINGLESS:
-            raise TraceError(f"{who} passes '{name}' to its attention, which is not understood")
+            reason = UNDERSTOOD.get(name, "which is not understood")
+            raise TraceError(f"{who} passes '{name}' to its attention: {reason}")
     if dropout:
         raise TraceError(f"{who} drops attention weights at inference (dropout = {dropout})")
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if attention_mask is None and not causal:
         raise TraceError(f"{who} attends in both directions, so it is not a causal decoder")
     if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
-        raise TraceError(f"{who} attends from {tuple(query.shape)} to {tuple(key.shape)}, not one sequence to itself")
+        raise TraceError(
+            f"{who} attends from {tuple(query.shape)} to {tuple(key.shape)}, not one sequence to itself"
+        )
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     out = torch.ops.optpipe.attention(
         query[0].transpose(0, 1),

@@ -26,7 +26,7 @@ from .score_proof import Meaning, Region, UnprovenError, prove
 _SOFTMAX = (aten.softmax, aten._softmax, aten._safe_softmax)
 _SDPA = aten.scaled_dot_product_attention
 _PRODUCTS = (aten.matmul, aten.bmm, aten.baddbmm)
-_UNCHANGED = (aten.to, aten.clone, aten.contiguous, aten.alias, aten.detach, aten.dropout)
+_UNCHANGED = (aten.to, aten.clone, aten.contiguous, aten.alias, aten.detach, aten.dropout, aten.type_as)
 _RESHAPED = (aten.view, aten.reshape, aten._unsafe_view, aten.expand, aten.squeeze, aten.unsqueeze)
 
 

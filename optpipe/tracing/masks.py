@@ -34,22 +34,27 @@ REFUSED: dict[str, str] = {
 }
 
 # arguments that change a mask's meaning; anything but None is refused
-OVERLAYS = ("or_mask_function", "and_mask_function", "block_sequence_ids")
+OVERLAYS = {
+    "or_mask_function": "it shows tokens to each other beyond a plain mask",
+    "and_mask_function": "it hides tokens from each other beyond a plain mask",
+    "block_sequence_ids": "tokens of one block (an image, say) see each other in both directions",
+}
 
 
 def _capturing(name: str) -> MaskFunction:
     kind, attribute = MEANINGS[name]
 
     def capture(config: Any, inputs_embeds: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        for overlay in OVERLAYS:
+        for overlay, reason in OVERLAYS.items():
             if kwargs.get(overlay) is not None:
-                raise TraceError(f"{name} was called with {overlay}, which is more than a {kind} mask")
+                raise TraceError(f"the model cannot be served as a causal decoder: {reason} ({overlay})")
         if not getattr(config, "is_causal", True):
-            raise TraceError(f"{name} was called by a model that is not causal: it attends in both directions")
+            raise TraceError(f"the model is not a causal decoder: it attends in both directions ({name})")
         size = None if attribute is None else getattr(config, attribute, None)
         if attribute is not None and size is None:
             raise TraceError(f"{name} was called but the config has no {attribute}")
-        return torch.ops.optpipe.mask(inputs_embeds, kind=kind, size=size)
+        mask: torch.Tensor = torch.ops.optpipe.mask(inputs_embeds, kind=kind, size=size)
+        return mask
 
     return capture
 
@@ -79,9 +84,8 @@ def captured_masks(model: nn.Module) -> Iterator[None]:
                 if hasattr(home, name):
                     saved.append((home, name, getattr(home, name)))
                     setattr(home, name, function)
-        patterns.update(
-            {kind: replacements.get(getattr(function, "__name__", ""), function) for kind, function in saved_patterns.items()}
-        )
+        named = {kind: getattr(function, "__name__", "") for kind, function in saved_patterns.items()}
+        patterns.update({kind: replacements[name] for kind, name in named.items() if name in replacements})
         yield
     finally:
         patterns.update(saved_patterns)

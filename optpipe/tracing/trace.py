@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +12,20 @@ from torch import fx, nn
 
 import optpipe.dialect  # noqa: F401  (declares the ops that the hooks emit)
 
-from ..errors import OptpipeError, TraceError
+from ..errors import TraceError
 from ..weights.store import TensorWeight, Weights
 from . import attention_hook, experts
+from .assemble import assemble
 from .bypass import match_attention
 from .eager import forward_parameters, position_offset, select_attention
+from .explain import depends_on_data
+from .export import exported
 from .fold_masks import fold_masks
 from .masks import captured_masks
 from .normalize import PREFIX, normalize
 from .positions import bind_positions
 
 EXAMPLE_TOKENS = 11  # odd, prime, and no size that a model is likely to have
-MAX_TOKENS = 1 << 20
-POSITION_LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 @dataclass
@@ -75,6 +75,7 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
     experts.register()
     experts.prepare(model)
     traced = _trace(model, weights)
+    assemble(traced.gm)
     match_attention(traced.gm, traced.weights)
     fold_masks(traced.gm)
     bind_positions(traced.gm)
@@ -83,48 +84,24 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
 
 def _trace(model: nn.Module, weights: Weights) -> Traced:
     with _capturing(model), torch.no_grad():
-        program = _exported(model)
+        program = exported(_Logits(model), EXAMPLE_TOKENS)
     gm, origins = normalize(program, _canonical_names(model))
     if not any(isinstance(size, torch.SymInt) for size in _input(gm).meta["val"].shape):
         raise TraceError(f"{type(model).__name__} fixes the number of tokens while it is traced")
+    _only_tokens(model, gm)
     own, constants = _values(gm, origins, program, weights)
     return Traced(gm, own, constants)
 
 
-def _exported(model: nn.Module) -> torch.export.ExportedProgram:
-    """The model as a program for any number of tokens, or for as many as the model has positions."""
-    try:
-        return _functional(_export(model, MAX_TOKENS))
-    except OptpipeError:
-        raise
-    except Exception as error:
-        limit = _most_tokens(model)
-        if limit is None or "Constraints violated" not in str(error):
-            raise _refused(model, error) from error
-    try:
-        return _functional(_export(model, limit))
-    except OptpipeError:
-        raise
-    except Exception as error:
-        raise _refused(model, error) from error
+def _only_tokens(model: nn.Module, gm: fx.GraphModule) -> None:
+    """Refuse a graph with sizes that depend on more than the number of tokens."""
+    from torch.fx.experimental.symbolic_shapes import free_symbols
 
-
-def _export(model: nn.Module, most: int) -> torch.export.ExportedProgram:
-    tokens = torch.export.Dim("T", min=2, max=most)
-    example = (torch.zeros(1, EXAMPLE_TOKENS, dtype=torch.long), torch.arange(EXAMPLE_TOKENS)[None])
-    shapes = ({1: tokens}, {1: tokens})
-    return torch.export.export(_Logits(model), example, dynamic_shapes=shapes, strict=False)
-
-
-def _most_tokens(model: nn.Module) -> int | None:
-    """One less than the number of positions in the model's config: below it no table is too short."""
-    config = getattr(model, "config", None)
-    found = (getattr(config, name, None) for name in POSITION_LIMITS)
-    return next((limit - 1 for limit in found if isinstance(limit, int) and limit > EXAMPLE_TOKENS), None)
-
-
-def _refused(model: nn.Module, error: Exception) -> TraceError:
-    return TraceError(f"{type(model).__name__} cannot be exported: {first_line(error)}")
+    tokens = free_symbols(_input(gm).meta["val"])
+    for node in gm.graph.nodes:
+        for made in torch.utils._pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(made, torch.Tensor | torch.SymInt) and not free_symbols(made) <= tokens:
+                raise TraceError(f"{type(model).__name__} cannot be traced: {depends_on_data(model)}.")
 
 
 def _with_new_constants(traced: Traced, weights: Weights) -> Traced:
@@ -156,17 +133,6 @@ def _capturing(model: nn.Module) -> Iterator[None]:
         select_attention(model, "eager")
 
 
-def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The program without in-place operations on intermediate values."""
-    for node in program.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own tree specs
-                return program.run_decompositions({})
-    return program
-
-
 def _values(
     gm: fx.GraphModule, origins: dict[str, str], program: torch.export.ExportedProgram, weights: Weights
 ) -> tuple[Weights, frozenset[str]]:
@@ -185,7 +151,3 @@ def _values(
         constants.add(name)
     return own, frozenset(constants)
 
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
