@@ -1,36 +1,34 @@
 """``optpipe.optimize``: a model in, a checked artifact out.
 
-    resolve ──▶ trace ──▶ check against the model itself ──▶ passes, each checked ──▶ save
+resolve ──▶ trace ──▶ check against the model itself ──▶ passes, each checked ──▶ save
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PipelineError, TraceError, nearest
+from .errors import PipelineError, nearest
 from .pipeline.base import Pass
 from .pipeline.order import expand
 from .pipeline.text import parse_pipeline, print_pipeline
 from .plugins import installed_plugins
 
 if TYPE_CHECKING:
-    from torch import fx, nn
+    from torch import fx
 
     from .pipeline.checks import Finding
-    from .pipeline.manager import Manager, Measured, PassRecord
-    from .pipeline.probes import Logits, Probe, Probes, Stored
+    from .pipeline.manager import Manager, PassRecord
     from .sources.source import ModelSource
     from .tracing.trace import Traced
 
 Progress = Callable[[str, int, int | None], None]
 DEFAULT_PASSES = "paged"
-CACHE_BYTES = 200_000_000  # of weights kept between runs, and a share of the checkpoint on top
-CACHE_SHARE = 1.4
 
 
 @dataclass(frozen=True)
@@ -136,19 +134,25 @@ def optimize(
     if dry_run:
         return OptimizeReport(text, (), None, None, None, str(model), time.perf_counter() - begun)
     if output is None:
-        raise PipelineError("optimize needs a folder to write the artifact to.", hint="give output=… (or -o DIR)")
-    run = _Run(Path(output), printing, progress or (lambda what, done, total: None))
-    run.open(model, trust_remote_code)
-    run.trace(verify, Path(calibration).read_text() if calibration is not None else None, max_kld)
-    run.rewrite(pipeline, numbers, bare)
-    run.save(text)
-    return run.report(text, time.perf_counter() - begun)
+        raise PipelineError(
+            "optimize needs a folder to write the artifact to.", hint="give output=… (or -o DIR)"
+        )
+    with _Run(Path(output), printing, progress or (lambda what, done, total: None)) as run:
+        run.open(model, trust_remote_code)
+        run.trace(verify, Path(calibration).read_text() if calibration is not None else None, max_kld)
+        run.rewrite(pipeline, numbers, bare)
+        run.save(text)
+        return run.report(text, time.perf_counter() - begun)
 
 
 def plan(passes: str | Sequence[Pass] | None, *, bare: bool = False) -> tuple[Pass, ...]:
     """The full pipeline of what a person named, in the order it runs."""
     known = {name: provided.value for name, provided in installed_plugins().passes().items()}
-    named = parse_pipeline(DEFAULT_PASSES if passes is None else passes, known) if not _is_passes(passes) else passes
+    named = (
+        parse_pipeline(DEFAULT_PASSES if passes is None else passes, known)
+        if not _is_passes(passes)
+        else passes
+    )
     return expand(named, known, bare=bare)  # type: ignore[arg-type]
 
 
@@ -178,7 +182,9 @@ def _known(names: Iterable[str], pipeline: Sequence[Pass]) -> tuple[str, ...]:
     known = ["all", "trace", *(p.name for p in pipeline)]
     for name in (names := tuple(names)):
         if name not in known:
-            raise PipelineError(f"The pipeline has no pass named '{name}' to print after.", hint=nearest(name, known))
+            raise PipelineError(
+                f"The pipeline has no pass named '{name}' to print after.", hint=nearest(name, known)
+            )
     return names
 
 
@@ -192,6 +198,13 @@ class _Run:
         self.output = output
         self.printing = printing
         self.progress = progress
+        self.closing = contextlib.ExitStack()
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.closing.close()
 
     def open(self, model: str | ModelSource, trust_remote_code: bool) -> None:
         from .sources import resolve
@@ -204,13 +217,16 @@ class _Run:
 
     def trace(self, verify: bool, calibration: str | None, max_kld: float | None) -> None:
         from .pipeline.calibrate import Calibration
+        from .tracing.check import check_trace, probes_for
         from .tracing.trace import trace
 
         begun = time.perf_counter()
         self.progress("trace", 0, None)
         traced = trace(self.model, self.source.weights)
-        probes = probes_for(self.source, traced, calibration)
-        measured, findings = (None, ()) if not verify else check_trace(self.model, self.source, traced, probes, max_kld)
+        probes = self.closing.enter_context(probes_for(self.source, traced, calibration))
+        measured, findings = (
+            (None, ()) if not verify else check_trace(self.model, self.source, traced, probes, max_kld)
+        )
         self.manager = _manager(traced, self.source, measured, Calibration(probes))
         self.manager.watcher = self
         record = _trace_record(self.manager, findings, time.perf_counter() - begun)
@@ -253,7 +269,13 @@ class _Run:
         manager = self.manager
         noise = None if manager.measured is None else manager.measured.noise
         return OptimizeReport(
-            pipeline, tuple(manager.records), manager.quality, noise, self.output, self.source.description, seconds
+            pipeline,
+            tuple(manager.records),
+            manager.quality,
+            noise,
+            self.output,
+            self.source.description,
+            seconds,
         )
 
     def starting(self, name: str, number: int, total: int) -> None:
@@ -274,89 +296,9 @@ class _Run:
         if shown.explain:
             for remark in record.remarks:
                 number = f"#{remark.text}" if remark.kind == "applied" else remark.text
-                shown.write(f"{record.name}: {remark.kind} {remark.what} in {remark.where or 'the model'}: {number}")
-
-
-def probes_for(source: ModelSource, traced: Traced, calibration: str | None = None) -> Probes:
-    """Text to measure a model on: longer than its windows, in its own tokens when it brings a tokenizer."""
-    from .graph.nodes import is_call, value
-    from .pipeline.probes import Probes
-
-    import torch
-
-    output = next(node for node in traced.gm.graph.nodes if node.op == "output").args[0]
-    spans = [
-        int(node.kwargs.get(name) or 0)
-        for node in traced.gm.graph.nodes
-        if is_call(node, torch.ops.optpipe.attention)
-        for name in ("window", "chunk")
-    ]
-    text = source.config.get("text_config", source.config)
-    context = next((text[k] for k in ("max_position_embeddings", "n_positions", "n_ctx") if isinstance(text.get(k), int)), None)
-    return Probes(
-        int(value(output).shape[-1]), _encoder(source), span=max(spans, default=0), context=context, calibration=calibration
-    )
-
-
-def _encoder(source: ModelSource) -> Callable[[str], list[int]] | None:
-    content = source.read("tokenizer.json")
-    if content is None:
-        return None
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(content.decode("utf-8"))
-    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def check_trace(
-    model: nn.Module, source: ModelSource, traced: Traced, probes: Probes, max_kld: float | None
-) -> tuple[Measured, tuple[Finding, ...]]:
-    """Run the model itself on the probes and hold the traced graph against it.
-
-    Raises:
-        TraceError: they differ by more than the model differs from itself.
-    """
-    from .pipeline import checks
-    from .pipeline.manager import Measured
-    from .pipeline.probes import measure_noise
-    from .tracing.eager import EagerModel
-    from .weights.cache import WeightCache
-
-    cache = WeightCache(CACHE_BYTES + int(CACHE_SHARE * source.bytes))
-    eager = EagerModel(model, source.weights, "eager", cache).logits
-    exact = _logits(eager, probes, probes.exact)
-    fused = EagerModel(model, source.weights, "sdpa", cache).logits if _has_fused(model) else None
-    noise = measure_noise(probes.exact, exact, eager, fused).value
-    shorter = [replace(p, ids=p.ids[: len(p.ids) * 2 // 3], rows=p.rows[p.rows < len(p.ids) * 2 // 3]) for p in probes.exact]
-    subject = checks.Subject(traced.gm, traced.weights, cache)
-    findings = (
-        checks.check_lossless(subject, probes.exact, exact, noise),
-        checks.check_lossless(subject, shorter, _logits(eager, probes, shorter), noise),
-    )
-    for found in findings:
-        if not found.holds:
-            raise TraceError(
-                f"The graph of {type(model).__name__} differs from the model by {found.value:.3g} in a logit, "
-                f"and at most {found.bound:.3g} is allowed."
-            )
-    return Measured(probes, (exact, _logits(eager, probes, probes.text)), noise, cache, max_kld), findings
-
-
-def _logits(model: Logits, probes: Probes, of: list[Probe]) -> list[Stored]:
-    """The model's logits on probes of one length, in files."""
-    return [probes.keep(logits) for logits in model(torch_stack(of), of[0].rows)]
-
-
-def torch_stack(of: list[Probe]) -> Any:
-    """The probes' tokens [N, T]."""
-    import torch
-
-    return torch.stack([probe.ids for probe in of])
-
-
-def _has_fused(model: nn.Module) -> bool:
-    """Whether transformers says that torch's fused attention means the same to a model."""
-    return bool(getattr(model, "_supports_sdpa", False))
+                shown.write(
+                    f"{record.name}: {remark.kind} {remark.what} in {remark.where or 'the model'}: {number}"
+                )
 
 
 def _manager(traced: Traced, source: ModelSource, measured: Any, calibration: Any) -> Manager:

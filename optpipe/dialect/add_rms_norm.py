@@ -1,6 +1,6 @@
 """``add_rms_norm``: residual add and the norm that follows it, in one read of the residual stream.
 
-    s = x + residual        y = rms_norm(s)        returns (y, s)
+s = x + residual        y = rms_norm(s)        returns (y, s)
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from .rms_norm import normalize
 
 
 def _fake(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, *, eps: float, unit_offset: bool = False
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    *,
+    eps: float,
+    unit_offset: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     total = torch.empty_like(x, memory_format=torch.contiguous_format)
     return torch.empty_like(total), total
@@ -24,7 +29,12 @@ def _fake(
     fake=_fake,
 )
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor | None, *, eps: float, unit_offset: bool = False
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor | None,
+    *,
+    eps: float,
+    unit_offset: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add a branch to the residual stream and norm the sum.
 

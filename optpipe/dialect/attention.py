@@ -124,7 +124,16 @@ def attention(
             seen = seen & mask[0, 0, start : start + ROWS_AT_ONCE]
         rows.append(
             attend(
-                q[start : start + ROWS_AT_ONCE], k, v, sinks, alibi, query_at, at, seen, scale=scale, softcap=softcap
+                q[start : start + ROWS_AT_ONCE],
+                k,
+                v,
+                sinks,
+                alibi,
+                query_at,
+                at,
+                seen,
+                scale=scale,
+                softcap=softcap,
             )
         )
     return torch.cat(rows).to(q.dtype)

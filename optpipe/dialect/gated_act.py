@@ -1,6 +1,6 @@
 """``gated_act``: the gated activation of a feed-forward layer.
 
-    y = act(gate) · up
+y = act(gate) · up
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``layer_norm``: centre a row and scale it by its standard deviation.
 
-    y = (x − mean(x)) / sqrt(var(x) + eps) · w + b            var is the biased variance
+y = (x − mean(x)) / sqrt(var(x) + eps) · w + b            var is the biased variance
 """
 
 from __future__ import annotations

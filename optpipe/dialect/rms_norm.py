@@ -1,6 +1,6 @@
 """``rms_norm``: scale a row by the inverse of its root mean square.
 
-    y = x / sqrt(mean(x²) + eps) · (w + offset)          offset = 1 when unit_offset, else 0
+y = x / sqrt(mean(x²) + eps) · (w + offset)          offset = 1 when unit_offset, else 0
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def normalize(x: torch.Tensor, weight: torch.Tensor | None, eps: float, unit_off
     return wide.to(x.dtype)
 
 
-def _fake(x: torch.Tensor, weight: torch.Tensor | None, *, eps: float, unit_offset: bool = False) -> torch.Tensor:
+def _fake(
+    x: torch.Tensor, weight: torch.Tensor | None, *, eps: float, unit_offset: bool = False
+) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

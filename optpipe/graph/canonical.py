@@ -17,7 +17,20 @@ from typing import Any
 import torch
 from torch import fx
 
-from .nodes import Dim, argument, aten, is_call, is_tensor, positive, rank, same_shape, same_size, same_type, shape, value
+from .nodes import (
+    Dim,
+    argument,
+    aten,
+    is_call,
+    is_tensor,
+    positive,
+    rank,
+    same_shape,
+    same_size,
+    same_type,
+    shape,
+    value,
+)
 from .sizes import as_arguments, size_node
 
 # calls whose result is their first operand when dtype and shape agree
@@ -45,7 +58,13 @@ _RESHAPES = (
     aten.unflatten.int,
     aten.view_as.default,
 )
-_TRANSPOSES = (aten.transpose.int, aten.permute.default, aten.t.default, aten.swapaxes.default, aten.movedim.int)
+_TRANSPOSES = (
+    aten.transpose.int,
+    aten.permute.default,
+    aten.t.default,
+    aten.swapaxes.default,
+    aten.movedim.int,
+)
 
 Rule = Callable[[fx.Graph, fx.Node], fx.Node | None]
 
@@ -111,7 +130,12 @@ def _nothing(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if is_call(node, aten.dropout) and argument(node, 2, "train") is False:
         return first  # type: ignore[return-value]
     other = node.args[1] if len(node.args) > 1 else None
-    if is_call(node, aten.mul, aten.div) and isinstance(other, int | float) and other == 1 and len(node.args) == 2:
+    if (
+        is_call(node, aten.mul, aten.div)
+        and isinstance(other, int | float)
+        and other == 1
+        and len(node.args) == 2
+    ):
         return first  # type: ignore[return-value]
     if is_call(node, aten.add, aten.sub) and isinstance(other, int | float) and other == 0:
         return first  # type: ignore[return-value]

@@ -20,7 +20,9 @@ def fake_mode(gm: fx.GraphModule) -> Any:
     raise AssertionError("a graph has at least one tensor")
 
 
-def new_symbol_tensor(gm: fx.GraphModule, symbol: str, dtype: torch.dtype, *rest: int | torch.SymInt) -> torch.Tensor:
+def new_symbol_tensor(
+    gm: fx.GraphModule, symbol: str, dtype: torch.dtype, *rest: int | torch.SymInt
+) -> torch.Tensor:
     """A fake tensor [symbol, *rest] whose first size is a new symbol, named ``symbol`` in the text."""
     from torch._dynamo.source import ConstantSource
     from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext

@@ -38,7 +38,11 @@ class Calibration:
 
 def inputs_of(gm: fx.GraphModule, ids: torch.Tensor) -> Iterator[tuple[str, Any]]:
     """Inputs of an uncached graph for one sequence: logits for its last row only, where the graph lets one choose."""
-    given = {"input_ids": ids, "position_ids": torch.arange(len(ids)), "logit_rows": torch.tensor([len(ids) - 1])}
+    given = {
+        "input_ids": ids,
+        "position_ids": torch.arange(len(ids)),
+        "logit_rows": torch.tensor([len(ids) - 1]),
+    }
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             tensor = given[input_name(node)]

@@ -1,14 +1,14 @@
 """Whether a graph keeps its contract, measured on the real weights.
 
-    lossless   |graph − baseline| ≤ 4 × the source's noise, on probes longer than every window
-    packed     a paged graph gives each of several packed, chunked and interleaved sequences what it gives
-               that sequence alone: what catches a model that mixes tokens outside attention
-    lossy      mean KL(source ‖ graph) ≤ the budget, on text
+lossless   |graph − baseline| ≤ 4 × the source's noise, on probes longer than every window
+packed     a paged graph gives each of several packed, chunked and interleaved sequences what it gives
+           that sequence alone: what catches a model that mixes tokens outside attention
+lossy      mean KL(source ‖ graph) ≤ the budget, on text
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ from ..targets.protocol import Ints, StepInputs
 from ..targets.reference import ReferenceExecutor
 from ..weights.cache import WeightCache
 from ..weights.store import Weights
-from .probes import Probe, Stored
+from .probes import Probe, Probes, Stored
 
 Rows: TypeAlias = NDArray[np.floating[Any]]
 Part: TypeAlias = tuple[int, int, int]
@@ -53,18 +53,27 @@ class Subject:
     """A graph with weights, as something that gives logits."""
 
     def __init__(
-        self, gm: fx.GraphModule, weights: Weights, cache: WeightCache, dtype: torch.dtype = torch.float32
+        self,
+        gm: fx.GraphModule,
+        weights: Weights,
+        probes: Probes,
+        cache: WeightCache,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.probes = probes
         self.executor = ReferenceExecutor(gm, weights, dtype=dtype, cache=cache)
 
     @property
     def paged(self) -> bool:
         return self.executor.cache_spec is not None
 
-    def logits(self, probes: list[Probe]) -> list[torch.Tensor]:
-        """[R, V] for every probe."""
-        arrays = self.executor.logits_of([p.ids.numpy() for p in probes], [p.rows.numpy() for p in probes])
-        return [torch.from_numpy(array) for array in arrays]
+    def logits(self, probes: Sequence[Probe]) -> Iterator[torch.Tensor]:
+        """[R, V] for every probe, in order; no more of them in memory than the probes allow."""
+        for group in self.probes.groups(probes):
+            yield from map(
+                torch.from_numpy,
+                self.executor.logits_of([p.ids.numpy() for p in group], [p.rows.numpy() for p in group]),
+            )
 
 
 def check_lossless(subject: Subject, probes: list[Probe], baseline: list[Stored], noise: float) -> Finding:
@@ -83,20 +92,23 @@ def check_lossy(subject: Subject, probes: list[Probe], source: list[Stored]) -> 
     return meter.result()
 
 
-def check_packed(subject: Subject, sequences: list[Probe], noise: float) -> Finding:
+def check_packed(subject: Subject, noise: float) -> Finding:
     """A paged graph over packed, chunked, interleaved sequences against each sequence alone."""
-    worst, _ = _packed_difference(subject, sequences)
+    worst, _ = _packed_difference(subject)
     return Finding("|Δ packed|", worst, NOISE_FACTOR * noise)
 
 
-def check_exact(gm: fx.GraphModule, weights: Weights, sequences: list[Probe]) -> Finding:
+def check_exact(gm: fx.GraphModule, weights: Weights, probes: Probes) -> Finding:
     """The packed check in float64, where nothing but a real difference is left."""
-    worst, largest = _packed_difference(Subject(gm, weights, WeightCache(EXACT_BYTES * 2), torch.float64), sequences)
+    worst, largest = _packed_difference(
+        Subject(gm, weights, probes, WeightCache(EXACT_BYTES * 2), torch.float64)
+    )
     return Finding("|Δ packed, float64|", worst, EXACT_TOLERANCE * max(1.0, largest))
 
 
-def _packed_difference(subject: Subject, sequences: list[Probe]) -> tuple[float, float]:
+def _packed_difference(subject: Subject) -> tuple[float, float]:
     """The largest difference and the largest logit; infinite when one is not a number."""
+    sequences = subject.probes.sequences
     alone = [logits.numpy() for logits in subject.logits(sequences)]
     together = run_packed(subject.executor, sequences)
     worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, together, strict=True))
@@ -173,7 +185,10 @@ def packed_step(sequences: list[Probe], tables: list[Ints], parts: list[Part], b
         token_ids=np.concatenate([sequences[which].ids.numpy()[begin:end] for which, begin, end in parts]),
         positions=np.concatenate(positions),
         slot_mapping=np.concatenate(
-            [tables[which][at // block] * block + at % block for (which, _, _), at in zip(parts, positions, strict=True)]
+            [
+                tables[which][at // block] * block + at % block
+                for (which, _, _), at in zip(parts, positions, strict=True)
+            ]
         ),
         query_start=starts.astype(np.int32),
         context_lens=np.array([end for _, _, end in parts], np.int32),

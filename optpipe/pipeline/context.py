@@ -130,7 +130,9 @@ class PassContext:
         node.meta.update(val=like, name=name, kind="cache" if cache else "input", path="")
         return node
 
-    def replace(self, node: fx.Node, build: Callable[[], Replacement], *, what: str | None = None) -> Replacement | None:
+    def replace(
+        self, node: fx.Node, build: Callable[[], Replacement], *, what: str | None = None
+    ) -> Replacement | None:
         """Make one numbered rewrite: build new nodes before ``node``, give its users to them, erase it.
 
         Args:

@@ -199,15 +199,18 @@ class Manager:
     ) -> tuple[tuple[Finding, ...], Quality | None]:
         if self.measured is None or self._baseline is None or not changed:
             return (), None
-        probes, subject = self.measured.probes, Subject(gm, weights, self.measured.cache)
+        probes = self.measured.probes
+        subject = Subject(gm, weights, probes, self.measured.cache)
         contract = p.contract()
         if isinstance(contract, Lossy):
             return self._measure_lossy(p, contract, subject)
-        findings = [require(checks.check_lossless(subject, probes.exact, self._baseline, self.measured.noise), p.name)]
+        findings = [
+            require(checks.check_lossless(subject, probes.exact, self._baseline, self.measured.noise), p.name)
+        ]
         if subject.paged:
-            findings.append(require(checks.check_packed(subject, probes.sequences, self.measured.noise), p.name))
+            findings.append(require(checks.check_packed(subject, self.measured.noise), p.name))
             if stored_bytes(gm, weights) <= checks.EXACT_BYTES:
-                findings.append(require(checks.check_exact(gm, weights, probes.sequences), p.name))
+                findings.append(require(checks.check_exact(gm, weights, probes), p.name))
         return tuple(findings), None
 
     def _measure_lossy(
@@ -230,7 +233,7 @@ class Manager:
         if self.measured is None or self.quality is None:
             return
         bound = self._budget if self.measured.max_kld is None else self.measured.max_kld
-        subject = Subject(self.gm, self.weights, self.measured.cache)
+        subject = Subject(self.gm, self.weights, self.measured.probes, self.measured.cache)
         self.quality = checks.check_lossy(subject, self.measured.probes.text, self.measured.source[1])
         kld = self.quality.kld if self.quality.kld is not None else float("inf")
         require(Finding("KL", kld, bound), "whole pipeline")

@@ -30,7 +30,9 @@ def expand(named: Sequence[Pass], known: Mapping[str, type[Pass]], *, bare: bool
             if name in chosen:
                 continue
             if name not in known:
-                raise PipelineError(f"A pass requires '{name}', which is not installed.", hint=nearest(name, known))
+                raise PipelineError(
+                    f"A pass requires '{name}', which is not installed.", hint=nearest(name, known)
+                )
             chosen[name] = known[name]() if isinstance(needed, str) else needed
             waiting.append(chosen[name])
     return _ordered(list(chosen.values()))
@@ -42,7 +44,9 @@ def _ordered(passes: list[Pass]) -> tuple[Pass, ...]:
     for stage in sorted({p.stage for p in passes}):
         left = [p for p in passes if p.stage is stage]
         while left:
-            ready = next((p for p in left if not any(_follows(p, other) for other in left if other is not p)), None)
+            ready = next(
+                (p for p in left if not any(_follows(p, other) for other in left if other is not p)), None
+            )
             if ready is None:
                 names = ", ".join(p.name for p in left)
                 raise PipelineError(f"The passes {names} each ask to run after another of them.")

@@ -91,6 +91,8 @@ class Probes:
         encode: text → ids; None for a model without a tokenizer, which is probed with random ids.
         span: the longest window or chunk of the model's attention; probes are longer.
         context: the most tokens the model takes, or None.
+        calibration: text for calibrated algorithms; the standard library's documentation when None.
+        together: bytes of logits that may be in memory at once; more probes run side by side with more.
 
     Attributes:
         exact: probes for lossless contracts: few rows, longer than every window.
@@ -106,11 +108,13 @@ class Probes:
         span: int = 0,
         context: int | None = None,
         calibration: str | None = None,
+        together: int = ROW_BYTES,
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="optpipe-probes-"))
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count = 0
         self._vocabulary = vocabulary
+        self._together = together
         limit = context or 1 << 30
         length = min(max(LOSSLESS_TOKENS, span + LOSSLESS_TOKENS // 2), limit)
         self._fits = max(ROW_BYTES // (4 * vocabulary), 8)
@@ -126,6 +130,17 @@ class Probes:
         text = calibration_text if self._calibration is None else lambda: str(self._calibration)
         return self._windows(self._encode, text, count, min(WINDOW, self._limit), seed=3)
 
+    def groups(self, probes: Sequence[Probe]) -> Iterator[list[Probe]]:
+        """Consecutive probes that may run side by side, one at least."""
+        group: list[Probe] = []
+        for probe in probes:
+            rows = sum(len(other.rows) for other in group) + len(probe.rows)
+            if group and rows * self._vocabulary * 4 > self._together:
+                yield group
+                group = []
+            group.append(probe)
+        yield group
+
     def keep(self, logits: torch.Tensor) -> Stored:
         """Put logits into a file that lives as long as the probes."""
         self._count += 1
@@ -134,7 +149,9 @@ class Probes:
     def __enter__(self) -> Probes:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self._remove()
 
     def _windows(

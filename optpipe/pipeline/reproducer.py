@@ -1,9 +1,9 @@
 """What is kept when a pass fails: the graph before it, what was still to run, and how it failed.
 
-    before.opt      the Program, as text
-    pipeline.txt    the failing pass and those after it
-    config.json     the model's config
-    error.txt       the traceback
+before.opt      the Program, as text
+pipeline.txt    the failing pass and those after it
+config.json     the model's config
+error.txt       the traceback
 """
 
 from __future__ import annotations

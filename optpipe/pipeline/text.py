@@ -40,7 +40,9 @@ def parse_pipeline(text: str, known: Mapping[str, type[Pass]]) -> tuple[Pass, ..
             )
         name = found["name"]
         if name not in known:
-            raise PipelineError(f"There is no pass named '{name}'.", hint=nearest(name, known) or _list(known))
+            raise PipelineError(
+                f"There is no pass named '{name}'.", hint=nearest(name, known) or _list(known)
+            )
         if any(name == p.name for p in passes):
             raise PipelineError(f"The pass '{name}' is named twice.")
         passes.append(make_pass(known[name], _options(name, found["options"] or "")))
@@ -75,7 +77,9 @@ def make_pass(cls: type[Pass], options: Mapping[str, str]) -> Pass:
     for key, text in options.items():
         key = key.replace("-", "_")
         if key not in fields:
-            hint = nearest(key, fields) or (f"its options are {_list(fields)}" if fields else "it has no options")
+            hint = nearest(key, fields) or (
+                f"its options are {_list(fields)}" if fields else "it has no options"
+            )
             raise PipelineError(f"The pass '{cls.name}' has no option '{key}'.", hint=hint)
         values[key] = _read(cls.name, key, text, hints[key])
     try:
@@ -111,7 +115,11 @@ def _options(name: str, text: str) -> dict[str, str]:
 def _show(value: Any) -> str:
     if isinstance(value, tuple):
         value = "|".join(map(_show, value))
-    text = {None: "none", True: "true", False: "false"}.get(value, None) if not isinstance(value, int | float) else None
+    text = (
+        {None: "none", True: "true", False: "false"}.get(value, None)
+        if not isinstance(value, int | float)
+        else None
+    )
     if isinstance(value, bool):
         text = "true" if value else "false"
     text = str(value) if text is None else text

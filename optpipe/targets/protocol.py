@@ -1,6 +1,6 @@
 """What every target's executor offers to whoever serves it. Imports no torch.
 
-    T tokens this step · B sequences · R logit rows · M blocks a sequence · P blocks in all
+T tokens this step · B sequences · R logit rows · M blocks a sequence · P blocks in all
 """
 
 from __future__ import annotations

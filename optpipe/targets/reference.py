@@ -73,7 +73,9 @@ class ReferenceExecutor:
                 hint="optimize it with --passes paged",
             )
         check_step(step, self._blocks(), self.cache_spec.block_size, self.vocab_size)
-        arrays = {INPUTS.get(field.name, field.name): _tensor(getattr(step, field.name)) for field in fields(step)}
+        arrays = {
+            INPUTS.get(field.name, field.name): _tensor(getattr(step, field.name)) for field in fields(step)
+        }
         rows = self._run(arrays)
         if "logit_rows" not in self._inputs:
             rows = rows[arrays["logit_rows"].to(rows.device)]
@@ -96,7 +98,9 @@ class ReferenceExecutor:
         results = []
         for out, wanted in zip(outs, rows, strict=True):
             out = out[0] if batched else out
-            results.append(self._host(out if "logit_rows" in self._inputs else out[_tensor(wanted).to(out.device)]))
+            results.append(
+                self._host(out if "logit_rows" in self._inputs else out[_tensor(wanted).to(out.device)])
+            )
         return results
 
     def _whole(self, token_ids: Ints, rows: Ints) -> dict[str, torch.Tensor]:
@@ -104,7 +108,9 @@ class ReferenceExecutor:
         check_tokens(token_ids, self.vocab_size)
         block = 1 if self.cache_spec is None else self.cache_spec.block_size
         step = replace(one_sequence(token_ids, block), logit_rows=rows)
-        arrays = {INPUTS.get(field.name, field.name): _tensor(getattr(step, field.name)) for field in fields(step)}
+        arrays = {
+            INPUTS.get(field.name, field.name): _tensor(getattr(step, field.name)) for field in fields(step)
+        }
         if self.cache_spec is None:  # a graph that writes its cache but does not read it yet
             arrays["slot_mapping"] = torch.full_like(arrays["slot_mapping"], -1)
         if value(self._inputs["input_ids"]).dim() == 2:

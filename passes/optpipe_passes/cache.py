@@ -57,7 +57,9 @@ class Cache(Pass):
             number = len(written)
             written.add((k, v))  # type: ignore[arg-type]
             caches = [
-                cx.placeholder(f"{kind}_cache.{number}", cx.empty(blocks, self.block, *shape(of)[1:]), cache=True)  # type: ignore[arg-type]
+                cx.placeholder(
+                    f"{kind}_cache.{number}", cx.empty(blocks, self.block, *shape(of)[1:]), cache=True
+                )  # type: ignore[arg-type]
                 for kind, of in (("k", k), ("v", v))
             ]
             with graph.inserting_before(attention):

@@ -2,7 +2,8 @@
 
 Before: %s = aten.add(%r, %x); %y = optpipe.rms_norm(%s, @w, eps=…)
 After:  %y, %s = optpipe.add_rms_norm(%x, %r, @w, eps=…)
-Guards: both operands of the add have the sum's shape; of several norms of one sum the first is fused
+Guards: both operands of the add have the sum's shape; of several norms of one sum the first is fused; the
+        weight is stored, or known before the sum
 Source: the fused form that serving engines share
 """
 
@@ -45,12 +46,17 @@ def why_not(total: object, norm: fx.Node) -> str | None:
         return "what it norms is not a sum"
     if total.kwargs or not all(is_tensor(part) and same_type(part, total) for part in total.args):  # type: ignore[arg-type]
         return "the operands of the sum are broadcast or scaled"
+    weight = norm.args[1]
+    if isinstance(weight, fx.Node) and weight.op != "get_attr" and total < weight:
+        return "its weight is worked out after the sum"
     return None
 
 
 def fuse(cx: PassContext, total: fx.Node, norm: fx.Node, order: dict[fx.Node, int]) -> None:
     residual, x = sorted(total.args, key=lambda part: order.get(part, 0))  # type: ignore[arg-type, type-var]
     weight, options = norm.args[1], norm.kwargs
+    if isinstance(weight, fx.Node) and weight.op == "get_attr" and total < weight:
+        total.prepend(weight)
     normed: list[fx.Node] = []
 
     def build() -> fx.Node:

@@ -36,6 +36,10 @@ class FuseRmsNorm(Pass):
             if found is None:
                 continue
             x, eps = found
+            given = argument(node, 2, "weight") if is_call(node, aten.rms_norm.default) else None
+            if given is not None:
+                cx.replace(node, lambda: rms_norm(cx, x, given, eps, False))  # noqa: B023
+                continue
             scaled = scale(node)
             if scaled is None:
                 cx.replace(node, lambda: rms_norm(cx, x, None, eps, False))  # noqa: B023
@@ -50,7 +54,7 @@ def rms_norm(cx: PassContext, x: fx.Node, weight: fx.Node | None, eps: float, of
 
 def normalized(node: fx.Node) -> tuple[fx.Node, float] | None:
     """x · (mean(x²) + eps)^−½ → (x, eps)."""
-    if is_call(node, aten.rms_norm.default) and len(node.args[1]) == 1 and argument(node, 2, "weight") is None:  # type: ignore[arg-type]
+    if is_call(node, aten.rms_norm.default) and len(node.args[1]) == 1:  # type: ignore[arg-type]
         return node.args[0], float(argument(node, 3, "eps") or torch.finfo(torch.float32).eps)  # type: ignore[return-value]
     for x, inside in match.scaled_by_inverse_root(node):
         shifted = match.plus_scalar(inside)

@@ -62,5 +62,3 @@ def find_head(node: fx.Node) -> tuple[fx.Node | None, str]:
 
 def is_last_slice(node: fx.Node) -> bool:
     return is_call(node, aten.slice.Tensor) and node.args[1] in (-1, rank(node) - 1) and bool(shape(node))
-
-

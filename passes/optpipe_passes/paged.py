@@ -57,7 +57,9 @@ class Paged(Pass):
         for node in attentions:
             pair = caches.get(node.args[1:3])
             if pair is None:
-                raise PassError(f"paged found keys and values of {path(node) or 'the model'} that no cache holds")
+                raise PassError(
+                    f"paged found keys and values of {path(node) or 'the model'} that no cache holds"
+                )
             self._check_block(pair[0])
             cx.replace(node, lambda: paged_attention(cx, node, pair, tables))  # noqa: B023
 

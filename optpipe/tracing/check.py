@@ -1,0 +1,106 @@
+"""Hold a traced graph against the model it came from, and set up what passes are measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ..errors import TraceError
+from ..graph.nodes import is_call, value
+from ..pipeline import checks
+from ..pipeline.checks import Finding
+from ..pipeline.manager import Measured
+from ..pipeline.probes import Logits, Probe, Probes, Stored, measure_noise
+from ..weights.cache import WeightCache
+from .eager import EagerModel
+from .trace import Traced
+
+if TYPE_CHECKING:
+    from ..sources.source import ModelSource
+
+CACHE_BYTES = 200_000_000  # of weights kept between runs, and a share of the checkpoint on top
+CACHE_SHARE = 1.4
+TOGETHER_SHARE = 0.2  # of the checkpoint, for logits of probes that run side by side
+CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
+
+
+def probes_for(source: ModelSource, traced: Traced, calibration: str | None = None) -> Probes:
+    """Text to measure a model on: longer than its windows, in its own tokens when it brings a tokenizer."""
+
+    output = next(node for node in traced.gm.graph.nodes if node.op == "output").args[0]
+    spans = [
+        int(node.kwargs.get(name) or 0)
+        for node in traced.gm.graph.nodes
+        if is_call(node, torch.ops.optpipe.attention)
+        for name in ("window", "chunk")
+    ]
+    text = source.config.get("text_config", source.config)
+    context = next((text[name] for name in CONTEXT if isinstance(text.get(name), int)), None)
+    return Probes(
+        int(value(output).shape[-1]),
+        _encoder(source),
+        span=max(spans, default=0),
+        context=context,
+        calibration=calibration,
+        together=int(TOGETHER_SHARE * source.bytes),
+    )
+
+
+def _encoder(source: ModelSource) -> Callable[[str], list[int]] | None:
+    content = source.read("tokenizer.json")
+    if content is None:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(content.decode("utf-8"))
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def check_trace(
+    model: nn.Module, source: ModelSource, traced: Traced, probes: Probes, max_kld: float | None
+) -> tuple[Measured, tuple[Finding, ...]]:
+    """Run the model itself on the probes and hold the traced graph against it.
+
+    Raises:
+        TraceError: they differ by more than the model differs from itself.
+    """
+
+    cache = WeightCache(CACHE_BYTES + int(CACHE_SHARE * source.bytes))
+    eager = EagerModel(model, source.weights, "eager", cache).logits
+    exact = _logits(eager, probes, probes.exact)
+    fused = EagerModel(model, source.weights, "sdpa", cache).logits if _has_fused(model) else None
+    noise = measure_noise(probes.exact, exact, eager, fused).value
+    shorter = [
+        replace(p, ids=p.ids[: len(p.ids) * 2 // 3], rows=p.rows[p.rows < len(p.ids) * 2 // 3])
+        for p in probes.exact
+    ]
+    subject = checks.Subject(traced.gm, traced.weights, probes, cache)
+    findings = (
+        checks.check_lossless(subject, probes.exact, exact, noise),
+        checks.check_lossless(subject, shorter, _logits(eager, probes, shorter), noise),
+    )
+    for found in findings:
+        if not found.holds:
+            raise TraceError(
+                f"The graph of {type(model).__name__} differs from the model by {found.value:.3g} in a logit, "
+                f"and at most {found.bound:.3g} is allowed."
+            )
+    return Measured(probes, (exact, _logits(eager, probes, probes.text)), noise, cache, max_kld), findings
+
+
+def _logits(model: Logits, probes: Probes, of: list[Probe]) -> list[Stored]:
+    """The model's logits on probes of one length, in files."""
+    stored = []
+    for group in probes.groups(of):
+        logits = model(torch.stack([probe.ids for probe in group]), group[0].rows)
+        stored += [probes.keep(rows) for rows in logits]
+    return stored
+
+
+def _has_fused(model: nn.Module) -> bool:
+    """Whether transformers says that torch's fused attention means the same to a model."""
+    return bool(getattr(model, "_supports_sdpa", False))
