@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from .optimizer import OptimizeReport, optimize
     from .pipeline import Lossless, Lossy, Pass, Stage
 
-__all__ = ["Lossless", "Lossy", "OptimizeReport", "OptpipeError", "Pass", "Stage", "__version__", "load", "optimize"]
+__all__ = [
+    "Lossless",
+    "Lossy",
+    "OptimizeReport",
+    "OptpipeError",
+    "Pass",
+    "Stage",
+    "__version__",
+    "load",
+    "optimize",
+]
 
 _HOMES = {
     "Lossless": "pipeline",

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from .targets.protocol import Executor
 
 
-def load(artifact: str | os.PathLike[str] | Artifact, *, target: str = "reference", **options: Any) -> Executor:
+def load(
+    artifact: str | os.PathLike[str] | Artifact, *, target: str = "reference", **options: Any
+) -> Executor:
     """Make an executor of an artifact.
 
     Args:
@@ -28,7 +30,8 @@ def load(artifact: str | os.PathLike[str] | Artifact, *, target: str = "referenc
     targets = installed_plugins().targets()
     if target not in targets:
         raise PluginError(
-            f"There is no target named '{target}'.", hint=nearest(target, targets) or f"known: {', '.join(targets)}"
+            f"There is no target named '{target}'.",
+            hint=nearest(target, targets) or f"known: {', '.join(targets)}",
         )
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
     try:

@@ -54,6 +54,7 @@ class OptimizeReport:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
+        """For ``--json``."""
         return {
             "pipeline": self.pipeline,
             "passes": [row.to_json() for row in self.rows],
@@ -148,16 +149,9 @@ def optimize(
 def plan(passes: str | Sequence[Pass] | None, *, bare: bool = False) -> tuple[Pass, ...]:
     """The full pipeline of what a person named, in the order it runs."""
     known = {name: provided.value for name, provided in installed_plugins().passes().items()}
-    named = (
-        parse_pipeline(DEFAULT_PASSES if passes is None else passes, known)
-        if not _is_passes(passes)
-        else passes
-    )
-    return expand(named, known, bare=bare)  # type: ignore[arg-type]
-
-
-def _is_passes(passes: str | Sequence[Pass] | None) -> bool:
-    return passes is not None and not isinstance(passes, str)
+    if passes is None or isinstance(passes, str):
+        passes = parse_pipeline(DEFAULT_PASSES if passes is None else passes, known)
+    return expand(passes, known, bare=bare)
 
 
 def parse_numbers(text: str) -> tuple[range, ...]:
@@ -291,8 +285,8 @@ class _Run:
         if record.name in shown.after or "all" in shown.after:
             shown.write(f"# after {record.text}\n{print_program(from_fx(after))}")
         if shown.diff and before is not None:
-            texts = (print_program(from_fx(gm)).splitlines() for gm in (before, after))
-            shown.write("\n".join(difflib.unified_diff(*texts, "before", record.name, lineterm="")))
+            old, new = (print_program(from_fx(gm)).splitlines() for gm in (before, after))
+            shown.write("\n".join(difflib.unified_diff(old, new, "before", record.name, lineterm="")))
         if shown.explain:
             for remark in record.remarks:
                 number = f"#{remark.text}" if remark.kind == "applied" else remark.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def command(model: str, output: Path | None, no_verify: bool, as_json: bool, **o
         click.echo(f"wrote {output}")
 
 
-def print_rows(rows: list[Any]) -> None:
+def print_rows(rows: Sequence[Any]) -> None:
     """The closing table: what each pass did."""
     right = ["rewrites", "missed", "nodes", "bytes", "error", "seconds"]
     print_table(["pass", *right], [_row(it) for it in rows], right=right)

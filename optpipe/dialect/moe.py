@@ -39,6 +39,7 @@ class Gating:
     up_offset: float = 0.0
 
     def __call__(self, h: torch.Tensor) -> torch.Tensor:
+        """The gated activation of the first projection's output [..., 2·I] (or [..., I])."""
         if not self.gated:
             return activation(self.kind)(h)
         gate, up = (h[..., 0::2], h[..., 1::2]) if self.interleaved else h.chunk(2, dim=-1)

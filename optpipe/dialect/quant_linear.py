@@ -16,10 +16,11 @@ from .op import accumulator, define
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes [..., K] as uint8 from words [..., K·bits/32]. int32."""
+    pairs: torch.Tensor = packed.contiguous().view(torch.uint8)
     if bits == 8:
-        return packed.contiguous().view(torch.uint8)
-    bytes_ = packed.contiguous().view(torch.uint8)
-    return torch.stack((bytes_ & 15, bytes_ >> 4), dim=-1).flatten(-2)
+        return pairs
+    codes: torch.Tensor = torch.stack((pairs & 15, pairs >> 4), dim=-1).flatten(-2)
+    return codes
 
 
 def dequantize(
@@ -33,7 +34,8 @@ def dequantize(
         value = value.sub_(1 << (bits - 1)).mul_(scale.to(dtype).unsqueeze(-1))
     else:
         value = value.mul_(scale.to(dtype).unsqueeze(-1)).add_(minimum.to(dtype).unsqueeze(-1))
-    return value.flatten(-2)
+    whole: torch.Tensor = value.flatten(-2)
+    return whole
 
 
 def _fake(

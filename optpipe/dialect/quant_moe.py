@@ -1,4 +1,4 @@
-"""``quant_moe``: routed experts whose projections are stored in 4 or 8 bits, each on ``quant_linear``'s grid."""
+"""``quant_moe``: routed experts whose projections are stored in 4 or 8 bits, on ``quant_linear``'s grids."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What passes rewrite: FX graphs without a batch dimension, their weights, and how the reference runs them."""
+"""What passes rewrite: FX graphs over lazy weights, and how the reference runs them."""

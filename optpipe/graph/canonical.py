@@ -19,6 +19,7 @@ from torch import fx
 
 from .nodes import (
     Dim,
+    args_of,
     argument,
     aten,
     is_call,
@@ -122,33 +123,33 @@ def _size(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _nothing(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """A call that changes neither dtype, shape nor values → its operand."""
-    first = node.args[0] if node.args else None
-    if not is_tensor(first) or not isinstance(value(node), torch.Tensor) or not same_type(node, first):  # type: ignore[arg-type]
+    first = args_of(node)[0] if node.args else None
+    if not is_tensor(first) or not isinstance(value(node), torch.Tensor) or not same_type(node, first):
         return None
     if is_call(node, *_MAY_CHANGE_NOTHING):
-        return first  # type: ignore[return-value]
+        return first
     if is_call(node, aten.dropout) and argument(node, 2, "train") is False:
-        return first  # type: ignore[return-value]
-    other = node.args[1] if len(node.args) > 1 else None
+        return first
+    other = args_of(node)[1] if len(node.args) > 1 else None
     if (
         is_call(node, aten.mul, aten.div)
         and isinstance(other, int | float)
         and other == 1
         and len(node.args) == 2
     ):
-        return first  # type: ignore[return-value]
+        return first
     if is_call(node, aten.add, aten.sub) and isinstance(other, int | float) and other == 0:
-        return first  # type: ignore[return-value]
+        return first
     return None
 
 
 def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """Every way to regroup dimensions → one reshape of where the data came from."""
-    if not is_call(node, *_RESHAPES) or not is_tensor(node.args[0]):
+    if not is_call(node, *_RESHAPES) or not is_tensor(args_of(node)[0]):
         return None
-    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    source: fx.Node = args_of(node)[0]
     while is_call(source, aten.reshape.default):
-        source = source.args[0]  # type: ignore[assignment]
+        source = args_of(source)[0]
     if same_shape(shape(source), shape(node)):
         return source
     sizes = as_arguments(graph, shape(node))
@@ -159,11 +160,11 @@ def _reshape(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _single(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """select of the only row of a dimension, or an expand that only adds dimensions → reshape."""
-    if not is_call(node, aten.select.int, aten.expand.default) or not is_tensor(node.args[0]):
+    if not is_call(node, aten.select.int, aten.expand.default) or not is_tensor(args_of(node)[0]):
         return None
-    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    source: fx.Node = args_of(node)[0]
     if is_call(node, aten.select.int):
-        dim = positive(int(node.args[1]), rank(source))  # type: ignore[arg-type]
+        dim = positive(int(args_of(node)[1]), rank(source))
         if not same_size(shape(source)[dim], 1):
             return None
     elif not same_shape(_no_ones(shape(source)), _no_ones(shape(node))):
@@ -177,15 +178,15 @@ def _no_ones(sizes: tuple[Dim, ...]) -> tuple[Dim, ...]:
 
 def permutation(node: fx.Node) -> list[int] | None:
     """The order of dimensions that a transpose of any spelling leaves, or None for another call."""
-    if not is_call(node, *_TRANSPOSES) or not is_tensor(node.args[0]):
+    if not is_call(node, *_TRANSPOSES) or not is_tensor(args_of(node)[0]):
         return None
-    count = rank(node.args[0])  # type: ignore[arg-type]
+    count = rank(args_of(node)[0])
     order = list(range(count))
     if is_call(node, aten.permute.default):
-        return [positive(dim, count) for dim in node.args[1]]  # type: ignore[union-attr]
+        return [positive(dim, count) for dim in args_of(node)[1]]
     if is_call(node, aten.t.default):
         return order[::-1]
-    a, b = (positive(int(dim), count) for dim in node.args[1:3])  # type: ignore[arg-type]
+    a, b = (positive(int(dim), count) for dim in args_of(node)[1:3])
     if is_call(node, aten.movedim.int):
         order.insert(b, order.pop(a))
     else:
@@ -198,15 +199,15 @@ def _permute(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     order = permutation(node)
     if order is None:
         return None
-    source: fx.Node = node.args[0]  # type: ignore[assignment]
+    source: fx.Node = args_of(node)[0]
     while is_call(source, aten.permute.default):
-        order = [list(source.args[1])[dim] for dim in order]  # type: ignore[arg-type]
-        source = source.args[0]  # type: ignore[assignment]
+        order = [list(args_of(source)[1])[dim] for dim in order]
+        source = args_of(source)[0]
     if order == sorted(order):
         return source
     if _moves_only_ones(source, order):
         return _add(graph, aten.reshape.default, (source, as_arguments(graph, shape(node))), value(node))
-    if node.target is aten.permute.default and node.args[0] is source and list(node.args[1]) == order:  # type: ignore[arg-type]
+    if node.target is aten.permute.default and args_of(node)[0] is source and list(args_of(node)[1]) == order:
         return None
     return _add(graph, aten.permute.default, (source, order), value(node))
 
@@ -218,14 +219,14 @@ def _moves_only_ones(source: fx.Node, order: list[int]) -> bool:
 
 def _permuted_ones(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """permute(reshape(x)) where the reshape only added ones, and the reverse, meet as reshape(permute(x))."""
-    if not is_call(node, aten.permute.default) or not is_call(node.args[0], aten.reshape.default):
+    if not is_call(node, aten.permute.default) or not is_call(args_of(node)[0], aten.reshape.default):
         return None
-    regroup: fx.Node = node.args[0]  # type: ignore[assignment]
-    source: fx.Node = regroup.args[0]  # type: ignore[assignment]
+    regroup: fx.Node = args_of(node)[0]
+    source: fx.Node = args_of(regroup)[0]
     kept = [dim for dim, size in enumerate(shape(regroup)) if not same_size(size, 1)]
     if not same_shape(tuple(shape(regroup)[dim] for dim in kept), shape(source)):
         return None
-    order = [kept.index(dim) for dim in node.args[1] if dim in kept]  # type: ignore[union-attr]
+    order = [kept.index(dim) for dim in args_of(node)[1] if dim in kept]
     inner = source
     if order != sorted(order):
         inner = _add(graph, aten.permute.default, (source, order), value(source).permute(order))
@@ -235,8 +236,8 @@ def _permuted_ones(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 def _reshaped_items(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """getitem of a tuple that was built in the graph → the item."""
-    if node.target is operator.getitem and isinstance(node.args[0], list | tuple):
-        item = node.args[0][node.args[1]]  # type: ignore[index]
+    if node.target is operator.getitem and isinstance(args_of(node)[0], list | tuple):
+        item = args_of(node)[0][args_of(node)[1]]
         return item if isinstance(item, fx.Node) else None
     return None
 

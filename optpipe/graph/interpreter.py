@@ -17,7 +17,7 @@ from ..dialect import body_of
 from ..weights.cache import WeightCache
 from ..weights.store import Weights
 from . import streamed
-from .nodes import aten, input_name, is_call, value
+from .nodes import args_of, aten, input_name, is_call, value
 
 Observer = Callable[[fx.Node, tuple[Any, ...]], None]
 
@@ -63,10 +63,11 @@ class Interpreter:
     @torch.no_grad()
     def run_many(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> list[Any]:
         """Run the graph on several inputs side by side, reading every weight once for all of them."""
+        lanes: list[dict[fx.Node, Any]]
         lanes = [{node: self._given(node, given) for node in self._inputs} for given in inputs]
         for node in self._order:
             if node.op == "output":
-                return [fx.node.map_arg(node.args[0], lane.__getitem__) for lane in lanes]
+                return [fx.node.map_arg(args_of(node)[0], lane.__getitem__) for lane in lanes]
             weight = self._load(node) if node.op == "get_attr" else None
             for lane in lanes:
                 lane[node] = weight if node.op == "get_attr" else self._call(node, lane)
@@ -81,11 +82,11 @@ class Interpreter:
         return given.to(device=self.device, dtype=self._compute_dtype(given.dtype))
 
     def _call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
-        args = fx.node.map_arg(node.args, env.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
+        args: Any = fx.node.map_arg(node.args, env.__getitem__)
+        kwargs: Any = fx.node.map_arg(node.kwargs, env.__getitem__)
         if self.observe is not None:
             self.observe(node, args)
-        table = node.args[1] if is_call(node, aten.linear) else node.args[0] if node.args else None
+        table = args_of(node)[1] if is_call(node, aten.linear) else args_of(node)[0] if node.args else None
         if isinstance(table, fx.Node) and table in self._deferred:
             weight = self.weights[str(table.target)]
             if is_call(node, aten.linear):
@@ -106,11 +107,11 @@ class Interpreter:
         """Whether a weight is only looked up by rows, or too large to be held whole."""
         if self.device.type != "cpu":
             return False
-        if all(is_call(user, aten.embedding) and user.args[0] is node for user in node.users):
+        if all(is_call(user, aten.embedding) and args_of(user)[0] is node for user in node.users):
             return True
         return streamed.is_large(self.weights[str(node.target)], self.dtype) and all(
-            (is_call(user, aten.linear) and user.args[1] is node and user.args[0] is not node)
-            or (is_call(user, aten.embedding) and user.args[0] is node)
+            (is_call(user, aten.linear) and args_of(user)[1] is node and args_of(user)[0] is not node)
+            or (is_call(user, aten.embedding) and args_of(user)[0] is node)
             for user in node.users
         )
 

@@ -1,4 +1,4 @@
-"""Predicates that fusions are written with: each answers "is this that shape of expression?" with its parts, or None."""
+"""Predicates that fusions are written with: each gives the parts of an expression of its shape, or None."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import fx
 
-from .nodes import argument, aten, is_call, is_tensor, positive, rank, same_size, shape
+from .nodes import args_of, argument, aten, is_call, is_tensor, positive, rank, same_size, shape, value
 
 END = 1 << 62  # slices to the end carry a huge stop
 
@@ -28,21 +29,21 @@ def scalar(arg: object) -> float | None:
 
 def square(node: object) -> fx.Node | None:
     """x² → x."""
-    if is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 2:  # type: ignore[attr-defined]
-        return _node(node.args[0])  # type: ignore[attr-defined]
+    if is_call(node, aten.pow.Tensor_Scalar) and args_of(node)[1] == 2:
+        return _node(args_of(node)[0])
     if is_call(node, aten.square.default):
-        return _node(node.args[0])  # type: ignore[attr-defined]
-    if is_call(node, aten.mul.Tensor) and node.args[0] is node.args[1]:  # type: ignore[attr-defined]
-        return _node(node.args[0])  # type: ignore[attr-defined]
+        return _node(args_of(node)[0])
+    if is_call(node, aten.mul.Tensor) and args_of(node)[0] is args_of(node)[1]:
+        return _node(args_of(node)[0])
     return None
 
 
 def mean_of_last(node: object) -> fx.Node | None:
     """mean(x, −1, keepdim) → x."""
-    if not is_call(node, aten.mean.dim) or argument(node, 2, "keepdim") is not True:  # type: ignore[arg-type]
+    if not is_call(node, aten.mean.dim) or argument(node, 2, "keepdim") is not True:
         return None
-    source = _node(node.args[0])  # type: ignore[attr-defined]
-    dims = node.args[1]  # type: ignore[attr-defined]
+    source = _node(args_of(node)[0])
+    dims = args_of(node)[1]
     if source is None or len(dims) != 1 or positive(dims[0], rank(source)) != rank(source) - 1:
         return None
     return source
@@ -59,20 +60,20 @@ def plus_scalar(node: object) -> tuple[fx.Node, float] | None:
 def inverse_root(node: object) -> fx.Node | None:
     """x^−½ in any spelling → x."""
     if is_call(node, aten.rsqrt.default):
-        return _node(node.args[0])  # type: ignore[attr-defined]
-    if is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == -0.5:  # type: ignore[attr-defined]
-        return _node(node.args[0])  # type: ignore[attr-defined]
-    if is_call(node, aten.reciprocal.default) and is_call(node.args[0], aten.sqrt.default):  # type: ignore[attr-defined]
-        return _node(node.args[0].args[0])  # type: ignore[attr-defined]
+        return _node(args_of(node)[0])
+    if is_call(node, aten.pow.Tensor_Scalar) and args_of(node)[1] == -0.5:
+        return _node(args_of(node)[0])
+    if is_call(node, aten.reciprocal.default) and is_call(args_of(node)[0], aten.sqrt.default):
+        return _node(args_of(args_of(node)[0])[0])
     return None
 
 
 def root(node: object) -> fx.Node | None:
     """√x → x."""
     if is_call(node, aten.sqrt.default):
-        return _node(node.args[0])  # type: ignore[attr-defined]
-    if is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 0.5:  # type: ignore[attr-defined]
-        return _node(node.args[0])  # type: ignore[attr-defined]
+        return _node(args_of(node)[0])
+    if is_call(node, aten.pow.Tensor_Scalar) and args_of(node)[1] == 0.5:
+        return _node(args_of(node)[0])
     return None
 
 
@@ -83,17 +84,17 @@ def scaled_by_inverse_root(node: object) -> Iterator[tuple[fx.Node, fx.Node]]:
         if inside is not None and is_tensor(a):
             yield a, inside
     if is_call(node, aten.div.Tensor):
-        inside = root(node.args[1])  # type: ignore[attr-defined]
-        if inside is not None and is_tensor(node.args[0]):  # type: ignore[attr-defined]
-            yield node.args[0], inside  # type: ignore[attr-defined]
+        inside = root(args_of(node)[1])
+        if inside is not None and is_tensor(args_of(node)[0]):
+            yield args_of(node)[0], inside
 
 
 def part_of_last(node: object) -> tuple[fx.Node, int, int, int] | None:
     """A slice, chunk or split of the last dimension → (source, start, stop, step) with real numbers."""
     if is_call(node, aten.slice.Tensor):
-        source = _node(node.args[0])  # type: ignore[attr-defined]
-        start, stop, step = (argument(node, i, n, d) for i, n, d in _SLICE)  # type: ignore[arg-type]
-        if source is None or positive(argument(node, 1, "dim", 0), rank(source)) != rank(source) - 1:  # type: ignore[arg-type]
+        source = _node(args_of(node)[0])
+        start, stop, step = (argument(node, i, n, d) for i, n, d in _SLICE)
+        if source is None or positive(argument(node, 1, "dim", 0), rank(source)) != rank(source) - 1:
             return None
         width = shape(source)[-1]
         if not all(isinstance(number, int) for number in (start, stop, step, width)):
@@ -109,31 +110,23 @@ _SLICE = ((2, "start", 0), (3, "end", END), (4, "step", 1))
 
 
 def _piece(node: fx.Node) -> tuple[fx.Node, int, int, int] | None:
-    whole, index = node.args
+    whole, index = args_of(node)
     if not is_call(whole, aten.chunk, aten.split, aten.split_with_sizes):
         return None
-    source = _node(whole.args[0])  # type: ignore[union-attr]
-    if source is None or positive(argument(whole, 2, "dim", 0), rank(source)) != rank(source) - 1:  # type: ignore[arg-type]
+    source = _node(args_of(whole)[0])
+    if source is None or positive(argument(whole, 2, "dim", 0), rank(source)) != rank(source) - 1:
         return None
-    widths = [shape(piece)[-1] for piece in _pieces(whole)]  # type: ignore[arg-type]
+    widths: list[Any] = [val.shape[-1] for val in value(whole)]
     if not all(isinstance(width, int) for width in widths):
         return None
-    start = sum(widths[:index])  # type: ignore[misc, arg-type]
-    return source, start, start + widths[index], 1  # type: ignore[index, operator, return-value]
-
-
-def _pieces(whole: fx.Node) -> list[Any]:
-    class Piece:
-        def __init__(self, val: Any) -> None:
-            self.meta = {"val": val}
-
-    return [Piece(val) for val in whole.meta["val"]]
+    start = sum(widths[:index])
+    return source, start, start + widths[index], 1
 
 
 def negated(node: object) -> fx.Node | None:
     """−x → x."""
     if is_call(node, aten.neg.default):
-        return _node(node.args[0])  # type: ignore[attr-defined]
+        return _node(args_of(node)[0])
     return None
 
 
@@ -141,22 +134,31 @@ def joined_last(node: object) -> list[fx.Node] | None:
     """cat(parts, −1) → parts."""
     if not is_call(node, aten.cat.default):
         return None
-    parts = node.args[0]  # type: ignore[attr-defined]
-    if positive(argument(node, 1, "dim", 0), rank(parts[0])) != rank(parts[0]) - 1:  # type: ignore[arg-type]
+    parts = args_of(node)[0]
+    if positive(argument(node, 1, "dim", 0), rank(parts[0])) != rank(parts[0]) - 1:
         return None
     return list(parts)
+
+
+def stacked_last(node: object) -> list[fx.Node] | None:
+    """stack(parts, −1) → parts."""
+    if not is_call(node, aten.stack.default):
+        return None
+    parts = args_of(node)[0]
+    count = rank(parts[0]) + 1
+    return list(parts) if positive(argument(node, 1, "dim", 0), count) == count - 1 else None
 
 
 def regrouped(node: object) -> object:
     """Behind any reshape."""
     while is_call(node, aten.reshape.default):
-        node = node.args[0]  # type: ignore[attr-defined]
+        node = args_of(node)[0]
     return node
 
 
-def is_row(node: fx.Node, width: object) -> bool:
+def is_row(node: fx.Node, width: int | torch.SymInt) -> bool:
     """Whether a node is a vector of ``width``."""
-    return rank(node) == 1 and same_size(shape(node)[0], width)  # type: ignore[arg-type]
+    return rank(node) == 1 and same_size(shape(node)[0], width)
 
 
 def _node(arg: object) -> fx.Node | None:

@@ -12,7 +12,7 @@ aten = torch.ops.aten
 Dim = int | torch.SymInt
 
 
-def value(node: fx.Node) -> Any:
+def value(node: Any) -> Any:
     """The node's fake value: a fake tensor, a symbolic size, a tuple of them, or None."""
     return node.meta.get("val")
 
@@ -22,12 +22,13 @@ def is_tensor(arg: object) -> bool:
     return isinstance(arg, fx.Node) and isinstance(value(arg), torch.Tensor)
 
 
-def shape(node: fx.Node) -> tuple[Dim, ...]:
+def shape(node: Any) -> tuple[Dim, ...]:
     """The node's shape, symbolic sizes included."""
     return tuple(value(node).shape)
 
 
-def rank(node: fx.Node) -> int:
+def rank(node: Any) -> int:
+    """How many dimensions the node's tensor has."""
     return len(value(node).shape)
 
 
@@ -41,10 +42,11 @@ def same_size(a: Dim, b: Dim) -> bool:
 
 
 def same_shape(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool:
+    """Whether two shapes are equal for every value of the symbols."""
     return len(a) == len(b) and all(same_size(x, y) for x, y in zip(a, b, strict=True))
 
 
-def same_type(a: fx.Node, b: fx.Node) -> bool:
+def same_type(a: Any, b: Any) -> bool:
     """Whether two nodes yield tensors of equal dtype and shape."""
     return bool(value(a).dtype == value(b).dtype) and same_shape(shape(a), shape(b))
 
@@ -57,7 +59,13 @@ def is_call(node: object, *targets: object) -> bool:
     return any(node.target is target or (packet is not None and packet is target) for target in targets)
 
 
-def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+def args_of(node: Any) -> tuple[Any, ...]:
+    """A node's arguments, untyped: FX says of each that it may be sixteen things."""
+    found: tuple[Any, ...] = node.args
+    return found
+
+
+def argument(node: Any, index: int, name: str, default: Any = None) -> Any:
     """A node's argument by position or keyword."""
     if len(node.args) > index:
         return node.args[index]

@@ -30,7 +30,7 @@ def new_symbol_tensor(
     mode = fake_mode(gm)
     names: dict[str, str] = gm.meta.setdefault("symbols", {})
     example = torch.empty(EXAMPLE_SIZES[len(names)], dtype=dtype)
-    context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
     line = mode.from_tensor(example, source=ConstantSource(f"size_{symbol}"), symbolic_context=context)
     names[str(line.shape[0].node.expr)] = symbol
     with mode:

@@ -6,11 +6,11 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 
-from .nodes import aten, value
+from .nodes import args_of, aten, value
 
 _ARITHMETIC = {sympy.Add: operator.add, sympy.Mul: operator.mul}
 
@@ -20,7 +20,7 @@ def as_arguments(graph: fx.Graph, sizes: Iterable[int | torch.SymInt]) -> list[i
     return [size if isinstance(size, int) else size_node(graph, size) for size in sizes]
 
 
-def size_node(graph: fx.Graph, size: torch.SymInt) -> fx.Node | int:
+def size_node(graph: fx.Graph, size: Any) -> Any:
     """A node that yields ``size``, near the inputs so that every later node may use it."""
     expression = size.node.expr
     if expression.is_Integer:
@@ -32,17 +32,17 @@ def size_node(graph: fx.Graph, size: torch.SymInt) -> fx.Node | int:
         found = next((n for n in graph.nodes if _yields(n, expression)), None)
         assert found is not None, f"no node yields the size {expression = }"
         return found
-    parts = [size_node(graph, _with(size, part)) for part in expression.args]
+    parts = [int(p) if p.is_Integer else size_node(graph, _with(size, p)) for p in expression.args]
     total = parts[0]
     for part in parts[1:]:
-        total = _combined(graph, combine, total, part, size)
+        total = _combined(graph, combine, total, part)
     return total
 
 
-def _symbol_node(graph: fx.Graph, size: torch.SymInt) -> fx.Node:
+def _symbol_node(graph: fx.Graph, size: Any) -> Any:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for node in graph.nodes:
-        if node.target is aten.sym_size.int and _yields(node, size.node.expr) and node.args[0] in inputs:
+        if node.target is aten.sym_size.int and _yields(node, size.node.expr) and args_of(node)[0] in inputs:
             return node
     for holder in inputs:
         for dim, held in enumerate(value(holder).shape):
@@ -54,7 +54,7 @@ def _symbol_node(graph: fx.Graph, size: torch.SymInt) -> fx.Node:
     raise AssertionError(f"no input has the size {size}")
 
 
-def _combined(graph: fx.Graph, combine: Any, a: Any, b: Any, size: torch.SymInt) -> fx.Node:
+def _combined(graph: fx.Graph, combine: Any, a: Any, b: Any) -> Any:
     for node in graph.nodes:
         if node.target is combine and tuple(node.args) == (a, b):
             return node

@@ -30,14 +30,14 @@ class Calibration:
         return self.probes.calibration(count)
 
     def observe(self, gm: fx.GraphModule, weights: Weights, count: int, observer: Observer) -> None:
-        """Run ``count`` windows through a graph that has no cache yet, telling ``observer`` each node's arguments."""
+        """Run ``count`` windows through a graph without a cache, telling ``observer`` of each call."""
         interpreter = Interpreter(gm, weights, observe=observer)
         for ids in self.windows(count):
             interpreter.run(dict(inputs_of(gm, ids)))
 
 
 def inputs_of(gm: fx.GraphModule, ids: torch.Tensor) -> Iterator[tuple[str, Any]]:
-    """Inputs of an uncached graph for one sequence: logits for its last row only, where the graph lets one choose."""
+    """Inputs of a graph without a cache for one sequence; logits of its last row where it lets one choose."""
     given = {
         "input_ids": ids,
         "position_ids": torch.arange(len(ids)),

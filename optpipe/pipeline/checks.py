@@ -43,6 +43,7 @@ class Finding:
 
     @property
     def holds(self) -> bool:
+        """Whether the bound was kept."""
         return self.value <= self.bound
 
     def __str__(self) -> str:
@@ -65,6 +66,7 @@ class Subject:
 
     @property
     def paged(self) -> bool:
+        """Whether sequences can be packed."""
         return self.executor.cache_spec is not None
 
     def logits(self, probes: Sequence[Probe]) -> Iterator[torch.Tensor]:

@@ -76,10 +76,11 @@ class PassContext:
 
     @property
     def rewrites(self) -> int:
+        """How many were made so far."""
         return sum(remark.kind == "applied" for remark in self.remarks)
 
     def nodes(self, *targets: Any) -> Iterator[fx.Node]:
-        """The graph's nodes in order, or those that call one of ``targets``; safe while the graph is rewritten."""
+        """The nodes in order, or those that call one of ``targets``; safe while the graph is rewritten."""
         for node in list(self.gm.graph.nodes):
             if not node._erased and (not targets or is_call(node, *targets)):
                 yield node

@@ -7,16 +7,19 @@ nothing behind but a reproducer.
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import fx
 
 from ..errors import OptpipeError, PassError
 from ..evaluate import Quality
 from ..graph.canonical import canonicalize, eliminate_dead
+from ..graph.nodes import value
 from ..plugins import installed_plugins
 from ..verifier import verify
 from ..weights.cache import WeightCache
@@ -35,9 +38,11 @@ from .text import print_pass
 class Watcher(Protocol):
     """Told what happens, for progress and printing."""
 
-    def starting(self, name: str, number: int, total: int) -> None: ...
+    def starting(self, name: str, number: int, total: int) -> None:
+        """A pass is about to run."""
 
-    def finished(self, record: PassRecord, before: fx.GraphModule, after: fx.GraphModule) -> None: ...
+    def finished(self, record: PassRecord, before: fx.GraphModule, after: fx.GraphModule) -> None:
+        """A pass has run and kept its contract."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,12 @@ class PassRecord:
 
     @property
     def rewrites(self) -> int:
+        """Rewrites made."""
         return sum(remark.kind == "applied" for remark in self.remarks)
 
     @property
     def missed(self) -> int:
+        """Nodes that a rewrite was considered for and left."""
         return sum(remark.kind == "missed" for remark in self.remarks)
 
     @property
@@ -79,6 +86,7 @@ class PassRecord:
         return ", ".join(map(str, self.findings))
 
     def to_json(self) -> dict[str, Any]:
+        """For the artifact and ``--json``."""
         return {
             "pass": self.text,
             "rewrites": self.rewrites,
@@ -251,13 +259,12 @@ def fork(gm: fx.GraphModule) -> fx.GraphModule:
 
 def size(gm: fx.GraphModule) -> int:
     """Nodes that compute tensors: what is left when inputs, weights, sizes and items are not counted."""
-    import operator
-
     return sum(
-        node.op == "call_function" and node.target is not operator.getitem and not isinstance(node.meta.get("val"), int)
-        and "Sym" not in type(node.meta.get("val")).__name__
+        node.op == "call_function"
+        and node.target is not operator.getitem
+        and not isinstance(value(node), int | torch.SymInt)
         for node in gm.graph.nodes
-    )  # fmt: skip
+    )
 
 
 def stored_bytes(gm: fx.GraphModule, weights: Weights) -> int:

@@ -1,4 +1,4 @@
-"""From the passes a person named to the pipeline that runs: what is always on, what is required, the order."""
+"""From the passes a person named to the pipeline that runs: always on, required, in order."""
 
 from __future__ import annotations
 

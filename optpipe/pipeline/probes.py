@@ -174,7 +174,8 @@ class Probes:
 
     def _rows(self, tokens: int, wanted: int) -> torch.Tensor:
         count = min(wanted, self._fits, tokens)
-        return torch.linspace(0, tokens - 1, count).round().long().unique()
+        rows: torch.Tensor = torch.linspace(0, tokens - 1, count).round().long().unique()
+        return rows
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,7 @@ class Noise:
 
     @property
     def value(self) -> float:
+        """The largest of the three."""
         return max(self.lengths, self.kernels or 0.0, self.floor)
 
 

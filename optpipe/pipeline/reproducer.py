@@ -26,7 +26,7 @@ from .text import print_pipeline
 def write_reproducer(
     gm: fx.GraphModule, config: dict[str, Any], left: Sequence[Pass], error: BaseException
 ) -> Path:
-    """Write the folder and return where it is. Weights are not in it: their names and types are in the text."""
+    """Write the folder and return where it is. Of the weights it has names and types, in the text."""
     folder = Path(tempfile.mkdtemp(prefix=f"optpipe-{left[0].name}-"))
     try:
         text = print_program(from_fx(gm))

@@ -116,7 +116,7 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple):
         value = "|".join(map(_show, value))
     text = (
-        {None: "none", True: "true", False: "false"}.get(value, None)
+        {None: "none", True: "true", False: "false"}.get(value)
         if not isinstance(value, int | float)
         else None
     )

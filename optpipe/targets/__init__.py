@@ -1,1 +1,1 @@
-"""Targets turn a Program and its weights into an executor. ``reference`` is here; others come through hooks."""
+"""Targets turn a Program and its weights into an executor. ``reference`` is here; others are plugins."""

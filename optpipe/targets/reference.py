@@ -1,4 +1,4 @@
-"""The ``reference`` target: the FX graph on the dialect's bodies, on any device torch has. Slow, and the truth."""
+"""The ``reference`` target: the graph on the bodies of its ops, on any device torch has. Slow, and the truth."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class Done:
     value: StepResult
 
     def result(self) -> StepResult:
+        """The step's result."""
         return self.value
 
 
@@ -63,10 +64,12 @@ class ReferenceExecutor:
         self.cache_spec = self._spec()
 
     def allocate(self, num_blocks: int) -> None:
+        """See ``Executor.allocate``."""
         self._caches = {}
         self._caches = self._new_caches(num_blocks)
 
     def submit(self, step: StepInputs, *, logits: bool = True) -> Done:
+        """See ``Executor.submit``. The step has run when this returns."""
         if self.cache_spec is None:
             raise RequestError(
                 "The artifact is not paged, so it takes one whole sequence at a time.",
@@ -83,6 +86,7 @@ class ReferenceExecutor:
         return Done(StepResult(host.argmax(-1).astype(np.int64), host if logits else None))
 
     def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
+        """See ``Executor.logits``."""
         return self.logits_of([token_ids], [np.arange(len(token_ids)) if rows is None else rows])[0]
 
     def logits_of(self, sequences: Sequence[Ints], rows: Sequence[Ints]) -> list[NDArray[Any]]:
@@ -161,7 +165,7 @@ def _tensor(array: Ints) -> torch.Tensor:
 
 
 def one_sequence(token_ids: Ints, block: int, begin: int = 0) -> StepInputs:
-    """A step of one sequence whose blocks are 0, 1, 2, …: tokens from position ``begin`` on, logits for all."""
+    """A step of one sequence in blocks 0, 1, 2, …: tokens from position ``begin`` on, logits for all."""
     end = begin + len(token_ids)
     at = np.arange(begin, end, dtype=np.int64)
     return StepInputs(

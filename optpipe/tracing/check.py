@@ -89,7 +89,8 @@ def check_trace(
                 f"The graph of {type(model).__name__} differs from the model by {found.value:.3g} in a logit, "
                 f"and at most {found.bound:.3g} is allowed."
             )
-    return Measured(probes, (exact, _logits(eager, probes, probes.text)), noise, cache, max_kld), findings
+    text = _logits(eager, probes, probes.text)
+    return Measured(probes, (exact, text), noise, cache, max_kld), findings
 
 
 def _logits(model: Logits, probes: Probes, of: list[Probe]) -> list[Stored]:

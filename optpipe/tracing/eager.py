@@ -29,12 +29,20 @@ class _RealWeights(TorchFunctionMode):
         self._dtype = dtype
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.embedding and len(args) > 1 and (table := self._lazy.get(id(args[1]))) is not None:
             return streamed.embedding(table, args[0], self._dtype)
-        if func is F.linear and (matrix := self._lazy.get(id(args[1]))) and streamed.is_large(matrix, self._dtype):
+        if (
+            func is F.linear
+            and (matrix := self._lazy.get(id(args[1])))
+            and streamed.is_large(matrix, self._dtype)
+        ):
             bias = self._real(args[2] if len(args) > 2 else kwargs.get("bias"))
             return streamed.linear(args[0], matrix, bias)
         return func(*[self._real(a) for a in args], **{k: self._real(v) for k, v in kwargs.items()})
@@ -64,8 +72,13 @@ class EagerModel:
         self._cache = cache or WeightCache(0)
         self._model = model
         self._attention = attention
-        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        self._tensors = {id(tensor): tensor for name, tensor in named if name in weights}  # keeps the ids alive
+        named = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
+        self._tensors = {
+            id(tensor): tensor for name, tensor in named if name in weights
+        }  # keeps the ids alive
         self._lazy = {id(tensor): weights[name] for name, tensor in named if name in weights}
 
     @torch.no_grad()

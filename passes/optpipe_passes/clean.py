@@ -9,6 +9,7 @@ Source: the usual canonicalization of compilers (Muchnick 1997, chapters 12 and 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import torch
 from torch import fx
 
 from optpipe.graph.canonical import canonicalize
-from optpipe.graph.nodes import aten, is_call, rank, same_shape, same_size, shape, value
+from optpipe.graph.nodes import args_of, aten, input_name, rank, same_shape, same_size, shape, value
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext, has_effect
 
@@ -42,16 +43,19 @@ class Clean(Pass):
 
 def read_positions(graph: fx.Graph, cx: PassContext) -> None:
     """``arange(T)`` → ``position_ids``: equal for the one sequence that was traced, right for packed ones."""
-    positions = next(node for node in graph.nodes if node.op == "placeholder" and node.name == "position_ids")
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    positions = next((node for node in inputs if input_name(node) == "position_ids"), None)
+    if positions is None:
+        return
     tokens = shape(positions)[-1]
     for node in cx.nodes(aten.arange):
         if _counts_tokens(node, tokens):
-            cx.replace(node, lambda node=node: _as_positions(cx, positions, node))  # type: ignore[misc]
+            cx.replace(node, functools.partial(_as_positions, cx, positions, node))
 
 
 def _counts_tokens(node: fx.Node, tokens: Any) -> bool:
-    start = node.args[0] if len(node.args) > 1 else 0
-    step = node.args[2] if len(node.args) > 2 else 1
+    start = args_of(node)[0] if len(node.args) > 1 else 0
+    step = args_of(node)[2] if len(node.args) > 2 else 1
     return start == 0 and step == 1 and rank(node) == 1 and same_size(shape(node)[0], tokens)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from optpipe.graph.canonical import eliminate_dead
-from optpipe.graph.nodes import aten, is_tensor, positive, rank, same_size, shape, value
+from optpipe.graph.nodes import args_of, aten, is_tensor, positive, rank, same_size, shape, value
 from optpipe.graph.sizes import as_arguments
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
@@ -74,7 +74,7 @@ TRAILING = frozenset(
 )
 # elementwise, though torch does not tag them so
 ELEMENTWISE = frozenset({aten.to.dtype, aten._to_copy.default, aten.clone.default, aten.contiguous.default})
-PRODUCTS = {aten.bmm.default: aten.mm.default, aten.matmul.default: aten.matmul.default}
+PRODUCTS: dict[Any, Any] = {aten.bmm.default: aten.mm.default, aten.matmul.default: aten.matmul.default}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Walk:
             if node in self.without or node.op == "placeholder":
                 continue
             if node.op == "output":
-                node.args = (self.without.get(node.args[0], node.args[0]),)
+                node.args = (self.without.get(args_of(node)[0], args_of(node)[0]),)
             elif node.op == "call_function":
                 self.call(node)
 
@@ -145,7 +145,7 @@ class _Walk:
 
     def item(self, user: fx.Node, source: fx.Node) -> None:
         with self.graph.inserting_before(user):
-            new = self.cx.call(operator.getitem, source, user.args[1])
+            new = self.cx.call(operator.getitem, source, args_of(user)[1])
             wide = self.cx.call(aten.unsqueeze.default, new, 0)
         new.meta["path"] = user.meta.get("path", "")
         user.replace_all_uses_with(wide)
@@ -174,7 +174,7 @@ class _Walk:
 
     def reshape(self, node: fx.Node) -> fx.Node | None:
         """A reshape whose result leads with one; one that flattens the batch away works as it is."""
-        source: Any = node.args[0]
+        source: Any = args_of(node)[0]
         if rank(node) < 2 or not same_size(shape(node)[0], 1):
             return None
         sizes = as_arguments(self.graph, shape(node)[1:])
@@ -183,7 +183,7 @@ class _Walk:
     def along_dimension(self, node: fx.Node, batched: list[fx.Node]) -> fx.Node | tuple[fx.Node, ...] | None:
         at, default = DIMENSION[node.target]
         count = rank(batched[0])
-        dims = node.args[at] if len(node.args) > at else node.kwargs.get("dim", default)
+        dims = args_of(node)[at] if len(node.args) > at else node.kwargs.get("dim", default)
         listed = isinstance(dims, list | tuple)
         if dims is None or any(rank(operand) != count for operand in self.tensors(node)):
             return None
@@ -205,36 +205,37 @@ class _Walk:
         return [operand for operand in node.all_input_nodes if is_tensor(operand)]
 
     def permute(self, node: fx.Node) -> fx.Node | None:
-        order = [positive(dim, rank(node)) for dim in node.args[1]]  # type: ignore[union-attr]
+        order = [positive(dim, rank(node)) for dim in args_of(node)[1]]
         if order[0] != 0:
             return None
-        return self.cx.call(aten.permute.default, self.without[node.args[0]], [dim - 1 for dim in order[1:]])  # type: ignore[index]
+        source = self.without[args_of(node)[0]]
+        return self.cx.call(aten.permute.default, source, [dim - 1 for dim in order[1:]])
 
     def product(self, node: fx.Node) -> fx.Node | None:
-        left, right = node.args[:2]
-        if left not in self.without or rank(left) < 3:  # type: ignore[arg-type]
+        left, right = args_of(node)[:2]
+        if left not in self.without or rank(left) < 3:
             return None
-        if right in self.without and rank(right) == rank(left):  # type: ignore[arg-type]
-            return self.cx.call(PRODUCTS[node.target], self.without[left], self.without[right])  # type: ignore[index]
-        if right not in self.without and rank(right) == 2 and node.target is aten.matmul.default:  # type: ignore[arg-type]
-            return self.cx.call(aten.matmul.default, self.without[left], right)  # type: ignore[index]
+        if right in self.without and rank(right) == rank(left):
+            return self.cx.call(PRODUCTS[node.target], self.without[left], self.without[right])
+        if right not in self.without and rank(right) == 2 and node.target is aten.matmul.default:
+            return self.cx.call(aten.matmul.default, self.without[left], right)
         return None
 
     def trailing(self, node: fx.Node) -> fx.Node | None:
         data = 1 if node.target is aten.embedding.default else 0
-        if [n for n in node.all_input_nodes if n in self.without] != [node.args[data]] or rank(node) < 2:
+        if [n for n in node.all_input_nodes if n in self.without] != [args_of(node)[data]] or rank(node) < 2:
             return None
-        if node.target is aten.constant_pad_nd.default and len(node.args[1]) > 2 * (rank(node) - 1):  # type: ignore[arg-type]
+        if node.target is aten.constant_pad_nd.default and len(args_of(node)[1]) > 2 * (rank(node) - 1):
             return None
         return self.again(node)
 
     def expand(self, node: fx.Node) -> fx.Node | None:
-        source, sizes = node.args[:2]
-        if source not in self.without or rank(source) != len(sizes):  # type: ignore[arg-type]
+        source, sizes = args_of(node)[:2]
+        if source not in self.without or rank(source) != len(sizes):
             return None
         if not same_size(shape(node)[0], 1):
             return None
-        return self.cx.call(aten.expand.default, self.without[source], list(sizes)[1:])  # type: ignore[index, arg-type]
+        return self.cx.call(aten.expand.default, self.without[source], list(sizes)[1:])
 
     def pointwise(self, node: fx.Node) -> fx.Node | None:
         """Broadcasting lines dimensions up from the right, so batched operands must be of one rank."""

@@ -8,6 +8,7 @@ Source: Muchnick 1997, section 12.1
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ class FoldConstants(Pass):
                 known[node] = evaluate(node, known)
         for node, tensor in known.items():
             if node.op == "call_function" and any(user not in known for user in node.users):
-                cx.replace(node, lambda tensor=tensor: cx.set_constant(fresh_name(cx), tensor))  # type: ignore[misc]
+                cx.replace(node, functools.partial(cx.set_constant, fresh_name(cx), tensor))
 
 
 def is_constant(node: fx.Node, known: dict[fx.Node, Any]) -> bool:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from optpipe.graph.nodes import aten, is_call, is_tensor, same_type
+from optpipe.graph.nodes import args_of, aten, is_call, is_tensor, same_type
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
 
@@ -33,28 +33,28 @@ class FuseAddRmsNorm(Pass):
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
         order = {node: at for at, node in enumerate(graph.nodes)}
         for norm in cx.nodes(torch.ops.optpipe.rms_norm):
-            total = norm.args[0]
+            total = args_of(norm)[0]
             reason = why_not(total, norm)
             if reason is not None:
                 cx.missed(norm, reason)
                 continue
-            fuse(cx, total, norm, order)  # type: ignore[arg-type]
+            fuse(cx, total, norm, order)
 
 
 def why_not(total: object, norm: fx.Node) -> str | None:
     if not isinstance(total, fx.Node) or not is_call(total, aten.add.Tensor):
         return "what it norms is not a sum"
-    if total.kwargs or not all(is_tensor(part) and same_type(part, total) for part in total.args):  # type: ignore[arg-type]
+    if total.kwargs or not all(is_tensor(part) and same_type(part, total) for part in total.args):
         return "the operands of the sum are broadcast or scaled"
-    weight = norm.args[1]
+    weight = args_of(norm)[1]
     if isinstance(weight, fx.Node) and weight.op != "get_attr" and total < weight:
         return "its weight is worked out after the sum"
     return None
 
 
 def fuse(cx: PassContext, total: fx.Node, norm: fx.Node, order: dict[fx.Node, int]) -> None:
-    residual, x = sorted(total.args, key=lambda part: order.get(part, 0))  # type: ignore[arg-type, type-var]
-    weight, options = norm.args[1], norm.kwargs
+    residual, x = sorted(args_of(total), key=lambda part: order.get(part, 0))
+    weight, options = args_of(norm)[1], norm.kwargs
     if isinstance(weight, fx.Node) and weight.op == "get_attr" and total < weight:
         total.prepend(weight)
     normed: list[fx.Node] = []

@@ -9,13 +9,13 @@ Source: Shazeer 2020, "GLU Variants Improve Transformer"
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from optpipe.graph import match
-from optpipe.graph.nodes import argument, aten, is_call, is_tensor, same_type
+from optpipe.graph.nodes import args_of, argument, aten, is_call, is_tensor, same_type
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
 
@@ -60,14 +60,14 @@ def activated(node: object) -> tuple[fx.Node, str] | None:
         return None
     if is_call(node, aten.gelu.default):
         tanh = argument(node, 1, "approximate", "none") == "tanh"
-        return node.args[0], "gelu_tanh" if tanh else "gelu"  # type: ignore[return-value]
-    inner = node.args[0] if node.args else None
+        return args_of(node)[0], "gelu_tanh" if tanh else "gelu"
+    inner: Any = args_of(node)[0] if node.args else None
     if match.square(node) is not None and is_call(inner, aten.relu.default):
-        return inner.args[0], "relu2"  # type: ignore[union-attr, return-value]
+        return args_of(inner)[0], "relu2"
     if node.op == "call_function" and node.target in KINDS:
-        return inner, KINDS[node.target]  # type: ignore[return-value]
+        return inner, KINDS[node.target]
     for x, gate in match.operands(node, aten.mul.Tensor):
-        if is_call(gate, aten.sigmoid.default) and gate.args[0] is x:
+        if is_call(gate, aten.sigmoid.default) and args_of(gate)[0] is x:
             return x, "silu"
     return None
 

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from optpipe.graph import match
-from optpipe.graph.nodes import argument, aten, is_call, is_tensor, rank, same_size, shape
+from optpipe.graph.nodes import args_of, argument, aten, is_call, is_tensor, rank, same_shape, shape
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
 
@@ -40,12 +40,12 @@ class FuseLayerNorm(Pass):
                 cx.replace(product, lambda: layer_norm(cx, x, weight, None, eps))  # noqa: B023
 
     def _library_form(self, node: fx.Node, cx: PassContext) -> None:
-        if len(node.args[1]) != 1:  # type: ignore[arg-type]
+        if len(args_of(node)[1]) != 1:
             cx.missed(node, "it normalizes over more than the last dimension")
             return
         weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias")
         eps = float(argument(node, 4, "eps", 1e-5))
-        cx.replace(node, lambda: layer_norm(cx, node.args[0], weight, bias, eps))  # type: ignore[arg-type]
+        cx.replace(node, lambda: layer_norm(cx, args_of(node)[0], weight, bias, eps))
 
 
 def layer_norm(
@@ -68,9 +68,10 @@ def centred_and_scaled(node: fx.Node) -> tuple[fx.Node, float] | None:
 
 def deviation(node: object) -> fx.Node | None:
     """x − mean(x) → x."""
-    if is_call(node, aten.sub.Tensor) and match.mean_of_last(node.args[1]) is node.args[0]:  # type: ignore[attr-defined]
-        return node.args[0]  # type: ignore[attr-defined, no-any-return]
-    return None
+    if not is_call(node, aten.sub.Tensor):
+        return None
+    x, mean = args_of(node)[:2]
+    return x if isinstance(x, fx.Node) and match.mean_of_last(mean) is x else None
 
 
 def scale(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -79,7 +80,7 @@ def scale(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         return None
     product = next(iter(node.users))
     for a, b in match.operands(product, aten.mul.Tensor):
-        if a is node and is_tensor(b) and b.op == "get_attr" and rank(b) < rank(node):
-            if all(same_size(x, y) for x, y in zip(shape(b)[::-1], shape(node)[::-1], strict=False)):
-                return product, b
+        stored = is_tensor(b) and b.op == "get_attr" and rank(b) < rank(node)
+        if a is node and stored and same_shape(shape(b), shape(node)[-rank(b) :]):
+            return product, b
     return None

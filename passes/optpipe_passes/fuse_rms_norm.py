@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from optpipe.graph import match
-from optpipe.graph.nodes import argument, aten, is_call, is_tensor, shape
+from optpipe.graph.nodes import args_of, argument, aten, is_call, is_tensor, shape
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
 
@@ -54,8 +54,8 @@ def rms_norm(cx: PassContext, x: fx.Node, weight: fx.Node | None, eps: float, of
 
 def normalized(node: fx.Node) -> tuple[fx.Node, float] | None:
     """x · (mean(x²) + eps)^−½ → (x, eps)."""
-    if is_call(node, aten.rms_norm.default) and len(node.args[1]) == 1:  # type: ignore[arg-type]
-        return node.args[0], float(argument(node, 3, "eps") or torch.finfo(torch.float32).eps)  # type: ignore[return-value]
+    if is_call(node, aten.rms_norm.default) and len(args_of(node)[1]) == 1:
+        return args_of(node)[0], float(argument(node, 3, "eps") or torch.finfo(torch.float32).eps)
     for x, inside in match.scaled_by_inverse_root(node):
         shifted = match.plus_scalar(inside)
         mean = match.mean_of_last(shifted[0]) if shifted else None

@@ -93,12 +93,12 @@ def rotation(node: object, x: object) -> bool | None:
         second, first = match.part_of_last(match.negated(parts[0])), match.part_of_last(parts[1])
         if second and first and second[0] is first[0] is x:
             width = shape(second[0])[-1]
-            half = width // 2  # type: ignore[operator]
+            half = width // 2
             if first[1:] == (0, half, 1) and second[1:] == (half, width, 1):
                 return False
-    stacked = match.regrouped(node)
-    if is_call(stacked, aten.stack.default) and len(stacked.args[0]) == 2:  # type: ignore[attr-defined]
-        odd, even = stacked.args[0]  # type: ignore[attr-defined]
+    pair = match.stacked_last(match.regrouped(node))
+    if pair is not None and len(pair) == 2:
+        odd, even = pair
         second, first = match.part_of_last(match.negated(odd)), match.part_of_last(even)
         if second and first and second[0] is first[0] is x and (first[1], second[1]) == (0, 1):
             return True if first[3] == second[3] == 2 else None
@@ -115,9 +115,11 @@ def turned_by_halves(node: fx.Node) -> Turned | None:
             if not _completes(parts[1], first, second, cos, sin):
                 continue
             low, high = match.part_of_last(first), match.part_of_last(second)
-            if low and high and low[0] is high[0] and low[2] == high[1] and low[1] == 0:
-                if same_size(shape(low[0])[-1], high[2]) and low[3] == high[3] == 1:
-                    return Turned(low[0], cos, sin, False, halves=True)
+            if low is None or high is None or low[0] is not high[0]:
+                continue
+            half = low[2]
+            if low[1:] == (0, half, 1) and high[1:] == (half, 2 * half, 1) == (half, shape(low[0])[-1], 1):
+                return Turned(low[0], cos, sin, False, halves=True)
     return None
 
 
@@ -157,6 +159,7 @@ def why_not(found: Turned) -> str | None:
     tokens = shape(found.x)[1 if _heads_first(found) else 0]
     for table in (found.cos, found.sin):
         sizes = [size for size in shape(table) if not same_size(size, 1)]
-        if len(sizes) != 2 or not same_size(sizes[0], tokens):
+        width = shape(found.x)[-1] // (2 if found.halves else 1)
+        if len(sizes) != 2 or not same_size(sizes[0], tokens) or not same_size(shape(table)[-1], width):
             return "cos and sin are not one row a token"
     return None

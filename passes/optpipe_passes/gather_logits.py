@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from optpipe.graph.nodes import aten, is_call, is_tensor, rank, shape
+from optpipe.graph.nodes import args_of, aten, is_call, is_tensor, rank, shape
 from optpipe.graph.propagate import new_symbol_tensor, propagate
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
@@ -34,12 +34,12 @@ class GatherLogits(Pass):
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
         output = next(node for node in graph.nodes if node.op == "output")
-        head, reason = find_head(output.args[0])  # type: ignore[arg-type]
+        head, reason = find_head(args_of(output)[0])
         if head is None:
             cx.missed(output, reason)
             return
         rows = cx.placeholder("logit_rows", new_symbol_tensor(cx.gm, "R", torch.int64))
-        hidden: fx.Node = head.args[0]  # type: ignore[assignment]
+        hidden: fx.Node = args_of(head)[0]
         with graph.inserting_before(head):
             picked = cx.call(torch.ops.optpipe.gather_rows.default, hidden, rows)
         picked.meta["path"] = head.meta.get("path", "")
@@ -51,7 +51,7 @@ class GatherLogits(Pass):
 def find_head(node: fx.Node) -> tuple[fx.Node | None, str]:
     """Walk from the output over operations on single rows to the product with the vocabulary."""
     while True:
-        if is_call(node, *HEADS) and rank(node) == 2 and is_tensor(node.args[0]):
+        if is_call(node, *HEADS) and rank(node) == 2 and is_tensor(args_of(node)[0]):
             return node, ""
         tensors = [operand for operand in node.all_input_nodes if is_tensor(operand) and rank(operand) == 2]
         rowwise = torch.Tag.pointwise in getattr(node.target, "tags", ()) or is_last_slice(node)
@@ -61,4 +61,4 @@ def find_head(node: fx.Node) -> tuple[fx.Node | None, str]:
 
 
 def is_last_slice(node: fx.Node) -> bool:
-    return is_call(node, aten.slice.Tensor) and node.args[1] in (-1, rank(node) - 1) and bool(shape(node))
+    return is_call(node, aten.slice.Tensor) and args_of(node)[1] in (-1, rank(node) - 1) and bool(shape(node))

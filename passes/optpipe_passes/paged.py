@@ -1,7 +1,7 @@
 """``paged``: attention reads keys and values from the block cache, so that sequences can be packed.
 
 Before: optpipe.kv_write(%k, %v, %k_cache.0, %v_cache.0, …); %y = optpipe.attention(%q, %k, %v, scale=…)
-After:  %y = optpipe.paged_attention(%q, %k_cache.0, %v_cache.0, %query_start, %context_lens, %block_tables, …)
+After:  %y = optpipe.paged_attention(%q, %k_cache.0, %v_cache.0, %query_start, %context_lens, …)
 Guards: the keys and values of the attention were written to a cache before it; anything else is an error,
         since a graph that is half paged has no meaning
 Source: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention"
@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from optpipe.errors import PassError
-from optpipe.graph.nodes import is_call, path, shape
+from optpipe.graph.nodes import args_of, is_call, path, shape
 from optpipe.graph.propagate import new_symbol_tensor
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
@@ -55,7 +55,7 @@ class Paged(Pass):
         caches = written_caches(graph)
         tables = step_inputs(cx)
         for node in attentions:
-            pair = caches.get(node.args[1:3])
+            pair = caches.get(args_of(node)[1:3])
             if pair is None:
                 raise PassError(
                     f"paged found keys and values of {path(node) or 'the model'} that no cache holds"
@@ -72,7 +72,7 @@ class Paged(Pass):
 def written_caches(graph: fx.Graph) -> dict[tuple[Any, ...], tuple[fx.Node, fx.Node]]:
     """(keys, values) → the caches they are written to."""
     writes = [node for node in graph.nodes if is_call(node, torch.ops.optpipe.kv_write)]
-    return {tuple(node.args[:2]): tuple(node.args[2:4]) for node in writes}  # type: ignore[misc]
+    return {tuple(args_of(node)[:2]): tuple(args_of(node)[2:4]) for node in writes}
 
 
 def step_inputs(cx: PassContext) -> tuple[fx.Node, fx.Node, fx.Node]:
@@ -91,8 +91,8 @@ def paged_attention(
 ) -> fx.Node:
     """The op that takes over; sinks, slopes and options are carried as they are."""
     extra = {name: node.kwargs[name] for name in ("sinks", "alibi") if node.kwargs.get(name) is not None}
-    extra |= dict(zip(("sinks", "alibi"), node.args[4:6], strict=False))
+    extra |= dict(zip(("sinks", "alibi"), args_of(node)[4:6], strict=False))
     options = {name: given for name, given in node.kwargs.items() if name not in ("mask", "sinks", "alibi")}
     given = {name: operand for name, operand in extra.items() if operand is not None}
     target = torch.ops.optpipe.paged_attention.default
-    return cx.call(target, node.args[0], *caches, *tables, **given, **options)
+    return cx.call(target, args_of(node)[0], *caches, *tables, **given, **options)
