@@ -86,8 +86,8 @@ def check_trace(
     for found in findings:
         if not found.holds:
             raise TraceError(
-                f"The graph of {type(model).__name__} differs from the model by {found.value:.3g} in a logit, "
-                f"and at most {found.bound:.3g} is allowed."
+                f"The graph of {type(model).__name__} differs from the model by {found.value:.3g} in a "
+                f"logit, and at most {found.bound:.3g} is allowed."
             )
     text = _logits(eager, probes, probes.text)
     return Measured(probes, (exact, text), noise, cache, max_kld), findings

@@ -20,7 +20,9 @@ class WeightCache:
 
     def __init__(self, budget: int) -> None:
         self._left = budget
-        self._kept: dict[tuple[int, torch.dtype | None, torch.device | None], tuple[LazyWeight, torch.Tensor]] = {}
+        self._kept: dict[
+            tuple[int, torch.dtype | None, torch.device | None], tuple[LazyWeight, torch.Tensor]
+        ] = {}
 
     def load(
         self, weight: LazyWeight, dtype: torch.dtype | None = None, device: torch.device | None = None
