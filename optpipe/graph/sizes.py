@@ -43,6 +43,7 @@ def _symbol_node(graph: fx.Graph, size: Any) -> Any:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for node in graph.nodes:
         if node.target is aten.sym_size.int and _yields(node, size.node.expr) and args_of(node)[0] in inputs:
+            inputs[-1].append(node)  # it may have stood behind the insertion point
             return node
     for holder in inputs:
         for dim, held in enumerate(value(holder).shape):
@@ -55,10 +56,11 @@ def _symbol_node(graph: fx.Graph, size: Any) -> Any:
 
 
 def _combined(graph: fx.Graph, combine: Any, a: Any, b: Any) -> Any:
+    last = max((part for part in (a, b) if isinstance(part, fx.Node)), key=list(graph.nodes).index)
     for node in graph.nodes:
         if node.target is combine and tuple(node.args) == (a, b):
+            last.append(node)
             return node
-    last = max((part for part in (a, b) if isinstance(part, fx.Node)), key=list(graph.nodes).index)
     with graph.inserting_after(last):
         node = graph.call_function(combine, (a, b))
     left, right = (value(part) if isinstance(part, fx.Node) else part for part in (a, b))

@@ -40,7 +40,7 @@ class Cache(Pass):
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
         attentions = [node for node in graph.nodes if is_call(node, torch.ops.optpipe.attention)]
-        if not attentions:
+        if not attentions or any(is_call(node, torch.ops.optpipe.kv_write) for node in graph.nodes):
             return
         ids = next(node for node in graph.nodes if node.op == "placeholder")
         if rank(ids) != 1:

@@ -131,6 +131,8 @@ class _Walk:
         with self.graph.inserting_before(node):
             new = self.rewritten(node, batched)
         if new is None:
+            if batched:
+                self.narrow(node)
             return
         for made in new if isinstance(new, tuple) else (new,):
             made.meta.setdefault("path", node.meta.get("path", ""))
@@ -141,6 +143,17 @@ class _Walk:
         with self.graph.inserting_before(node):
             wide = self.cx.call(aten.unsqueeze.default, new, 0)
         node.replace_all_uses_with(wide)
+        self.without[wide] = new
+
+    def narrow(self, node: fx.Node) -> None:
+        """A call that kept its batch dimension hands its result on without it."""
+        if not is_tensor(node) or rank(node) < 2 or not same_size(shape(node)[0], 1):
+            return
+        with self.graph.inserting_after(node):
+            new = self.cx.call(aten.squeeze.dim, node, 0)
+        with self.graph.inserting_after(new):
+            wide = self.cx.call(aten.unsqueeze.default, new, 0)
+        node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not new)
         self.without[wide] = new
 
     def item(self, user: fx.Node, source: fx.Node) -> None:

@@ -38,6 +38,8 @@ class GatherLogits(Pass):
         if head is None:
             cx.missed(output, reason)
             return
+        if is_call(head.args[0], torch.ops.optpipe.gather_rows):
+            return
         rows = cx.placeholder("logit_rows", new_symbol_tensor(cx.gm, "R", torch.int64))
         hidden: fx.Node = args_of(head)[0]
         with graph.inserting_before(head):

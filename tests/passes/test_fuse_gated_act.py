@@ -1,6 +1,7 @@
 """``fuse-gated-act``: an activated gate times the other half."""
 
 import pytest
+
 from optpipe_passes.fuse_gated_act import FuseGatedAct
 
 HEAD = """

@@ -1,6 +1,7 @@
 """``fuse-layer-norm``: torch's own, and spelled out."""
 
 import pytest
+
 from optpipe_passes.fuse_layer_norm import FuseLayerNorm
 
 HEAD = """

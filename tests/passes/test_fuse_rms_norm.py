@@ -1,6 +1,7 @@
 """``fuse-rms-norm``: every spelling, and what only looks like one."""
 
 import pytest
+
 from optpipe_passes.fuse_rms_norm import FuseRmsNorm
 
 HEAD = """
