@@ -82,7 +82,11 @@ def quant_linear(
 
     Source: the symmetric form is compressed-tensors' ``pack-quantized``; the other is GGUF's Q4_1 grid.
     """
-    wide = accumulator(x)
-    weight = dequantize(packed, scale, minimum, bits, wide)
-    out = torch.nn.functional.linear(x.to(wide), weight, None if bias is None else bias.to(wide))
+    return product(x, dequantize(packed, scale, minimum, bits, accumulator(x)), bias)
+
+
+def product(x: torch.Tensor, values: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The second half of the body: x · valuesᵀ + bias, in the dtype of ``values`` and rounded to ``x``'s."""
+    wide = values.dtype
+    out = torch.nn.functional.linear(x.to(wide), values, None if bias is None else bias.to(wide))
     return out.to(x.dtype)

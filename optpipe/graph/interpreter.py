@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dialect import body_of
+from ..dialect import body_of, quant_linear
 from ..weights.cache import WeightCache
 from ..weights.store import Weights
 from . import streamed
@@ -92,7 +92,19 @@ class Interpreter:
             if is_call(node, aten.linear):
                 return streamed.linear(args[0], weight, args[2] if len(args) > 2 else None)
             return streamed.embedding(weight, args[1], self._compute_dtype(value(table).dtype))
+        if self.cache is not None and is_call(node, torch.ops.optpipe.quant_linear):
+            return quant_linear.product(args[0], self._values(node, args, kwargs), _bias(args, kwargs))
         return self._bodies[node](*self._dtypes(args), **self._dtypes(kwargs))
+
+    def _values(self, node: fx.Node, args: Any, kwargs: Any) -> torch.Tensor:
+        """The values of a packed weight: the first half of ``quant_linear``'s body, kept like other weights."""
+        assert self.cache is not None, "kept values need a cache"
+        wide = torch.promote_types(args[0].dtype, torch.float32)
+        minimum = args[3] if len(args) > 3 else kwargs.get("minimum")
+        packed = self.weights[str(args_of(node)[1].target)]
+        return self.cache.derived(
+            packed, ("values", wide), lambda: quant_linear.dequantize(args[1], args[2], minimum, kwargs["bits"], wide)
+        )
 
     def _load(self, node: fx.Node) -> torch.Tensor | None:
         if node in self._deferred:
@@ -129,6 +141,11 @@ class Interpreter:
         if isinstance(arg, dict):
             return {name: self._dtypes(item) for name, item in arg.items()}
         return arg
+
+
+def _bias(args: Any, kwargs: Any) -> torch.Tensor | None:
+    bias: torch.Tensor | None = args[4] if len(args) > 4 else kwargs.get("bias")
+    return bias
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

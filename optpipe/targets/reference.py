@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -16,7 +15,7 @@ from ..errors import CapacityError, RequestError
 from ..graph.interpreter import Interpreter
 from ..graph.nodes import input_name, value
 from ..program import Program
-from ..weights.cache import WeightCache
+from ..weights.cache import WeightCache, half_of_memory
 from ..weights.store import Weights
 from .protocol import CacheSpec, Ints, StepInputs, StepResult
 
@@ -42,7 +41,7 @@ class ReferenceExecutor:
         gm: the graph, paged or not.
         weights: its values.
         device: where to compute.
-        cache: keeps weights in memory between steps; by default everything is kept.
+        cache: keeps weights in memory between steps; by default up to half of what is free.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class ReferenceExecutor:
         cache: WeightCache | None = None,
     ) -> None:
         self._device = torch.device(device)
-        kept = WeightCache(sys.maxsize) if cache is None else cache
+        kept = WeightCache(half_of_memory()) if cache is None else cache
         self._interpreter = Interpreter(gm, weights, dtype, self._device, kept)
         self._inputs = {input_name(node): node for node in gm.graph.nodes if node.op == "placeholder"}
         self._caches: dict[str, torch.Tensor] = {}

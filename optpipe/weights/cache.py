@@ -6,6 +6,9 @@ usual least-recently-used rule would keep nothing that is wanted next; what came
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Hashable
+
 import torch
 
 from .store import LazyWeight
@@ -20,20 +23,27 @@ class WeightCache:
 
     def __init__(self, budget: int) -> None:
         self._left = budget
-        self._kept: dict[
-            tuple[int, torch.dtype | None, torch.device | None], tuple[LazyWeight, torch.Tensor]
-        ] = {}
+        self._kept: dict[tuple[int, Hashable], tuple[LazyWeight, torch.Tensor]] = {}
 
     def load(
         self, weight: LazyWeight, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> torch.Tensor:
         """The values of ``weight``, as stored where ``dtype`` or ``device`` is None. Not to be written to."""
-        key = (id(weight), dtype, device)
+        return self.derived(weight, (dtype, device), lambda: weight.load().to(device=device, dtype=dtype))
+
+    def derived(self, weight: LazyWeight, how: Hashable, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What ``make`` makes of ``weight``; ``how`` tells it from other things made of the same weight."""
+        key = (id(weight), how)
         if key in self._kept:
             return self._kept[key][1]
-        tensor = weight.load().to(device=device, dtype=dtype)
+        tensor = make()
         size = tensor.numel() * tensor.element_size()
         if size <= self._left:
             self._left -= size
             self._kept[key] = (weight, tensor)  # the weight too, so that its id stays its own
         return tensor
+
+
+def half_of_memory() -> int:
+    """Half of the bytes of memory that are free now."""
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
