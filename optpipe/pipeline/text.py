@@ -16,7 +16,7 @@ from typing import Any, Literal
 from ..errors import PipelineError, nearest
 from .base import Pass
 
-_ITEM = re.compile(r"\s*(?P<name>[A-Za-z0-9_.-]+)\s*(?:\{(?P<options>[^{}]*)\})?\s*(?P<end>,|$)")
+_ITEM = re.compile(r"\s*(?P<name>[A-Za-z0-9_.-]+)\s*(?:\{(?P<options>(?:[^{}\"]|\"[^\"]*\")*)\})?\s*(?P<end>,|$)")
 _OPTION = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)=(?P<value>\"[^\"]*\"|[^\s\"]+)")
 
 
@@ -114,22 +114,15 @@ def _options(name: str, text: str) -> dict[str, str]:
 
 def _show(value: Any) -> str:
     if isinstance(value, tuple):
-        value = "|".join(map(_show, value))
-    text = (
-        {None: "none", True: "true", False: "false"}.get(value)
-        if not isinstance(value, int | float)
-        else None
-    )
-    if isinstance(value, bool):
-        text = "true" if value else "false"
-    text = str(value) if text is None else text
-    return f'"{text}"' if not text or re.search(r"[\s,]", text) else text
+        value = "|".join(map(str, value))
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return f'"{text}"' if not text or re.search(r"[\s,{}]", text) else text
 
 
 def _read(owner: str, key: str, text: str, hint: Any) -> Any:
     """``text`` as a value of the type ``hint``."""
     choices = _alternatives(hint)
-    for choice in choices:
+    for choice in sorted(choices, key=lambda kind: kind is str):  # text takes anything, "none" too
         value = _as(choice, text)
         if value is not _NO:
             return value
