@@ -275,6 +275,9 @@ class _Run:
     def starting(self, name: str, number: int, total: int) -> None:
         self.progress(f"passes: {name}", number, total)
 
+    def progressed(self, name: str, fraction: float) -> None:
+        self.progress(name, round(100 * fraction), 100)
+
     def finished(self, record: PassRecord, before: fx.GraphModule, after: fx.GraphModule) -> None:
         self._print(record, before, after)
 

@@ -6,7 +6,7 @@ does not fit in memory can still be checked. A dialect op runs its body, never a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,6 @@ from ..weights.store import Weights
 from . import streamed
 from .nodes import args_of, aten, input_name, is_call, value
 
-Observer = Callable[[fx.Node, tuple[Any, ...]], None]
-
 
 @dataclass
 class Interpreter:
@@ -32,7 +30,6 @@ class Interpreter:
         dtype: what the graph's float32 stands for: float32, or float64 for a check without noise.
         device: where to compute.
         cache: keeps weights in memory between runs; None reads them again every time.
-        observe: called with every node and its real arguments before it runs.
     """
 
     gm: fx.GraphModule
@@ -40,7 +37,6 @@ class Interpreter:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: WeightCache | None = None
-    observe: Observer | None = None
 
     def __post_init__(self) -> None:
         self._order = [node for node in self.gm.graph.nodes if node.op != "placeholder"]
@@ -84,8 +80,6 @@ class Interpreter:
     def _call(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         args: Any = fx.node.map_arg(node.args, env.__getitem__)
         kwargs: Any = fx.node.map_arg(node.kwargs, env.__getitem__)
-        if self.observe is not None:
-            self.observe(node, args)
         table = args_of(node)[1] if is_call(node, aten.linear) else args_of(node)[0] if node.args else None
         if isinstance(table, fx.Node) and table in self._deferred:
             weight = self.weights[str(table.target)]

@@ -17,6 +17,7 @@ from torch import fx
 from ..graph.nodes import is_call, path, set_constant, value
 from ..graph.propagate import fake_mode
 from ..weights.store import LazyWeight, Weights
+from .calibrate import Calibration
 
 Replacement = fx.Node | tuple[fx.Node, ...]
 
@@ -59,16 +60,17 @@ class PassContext:
         gm: the graph module whose graph is being rewritten.
         weights: values of its weights, lazily; setting one stays with this pass's graph until it is accepted.
         config: the model's config.json.
-        calibration: runs calibration text through the present graph (see ``optpipe.pipeline.calibrate``).
+        calibration: text for calibrated algorithms, or None.
         constants: names of weights that no checkpoint has.
         remarks: what was done and left, in order.
+        progress: to be told the share of the work that is done, 0 to 1, by passes that take long.
     """
 
     gm: fx.GraphModule
     weights: Weights
     config: dict[str, Any]
     numbering: Numbering = field(default_factory=Numbering)
-    calibration: Any = None
+    calibration: Calibration | None = None
     whole: bool = False
     constants: set[str] = field(default_factory=set)
     remarks: list[Remark] = field(default_factory=list)

@@ -7,6 +7,7 @@ nothing behind but a reproducer.
 
 from __future__ import annotations
 
+import functools
 import operator
 import time
 from collections.abc import Sequence
@@ -40,6 +41,9 @@ class Watcher(Protocol):
 
     def starting(self, name: str, number: int, total: int) -> None:
         """A pass is about to run."""
+
+    def progressed(self, name: str, fraction: float) -> None:
+        """A pass has done a share of its work."""
 
     def finished(self, record: PassRecord, before: fx.GraphModule, after: fx.GraphModule) -> None:
         """A pass has run and kept its contract."""
@@ -176,6 +180,8 @@ class Manager:
         cx = PassContext(
             gm, weights, self.config, self.numbering, self.calibration, p.whole, set(self.constants)
         )
+        if self.watcher is not None:
+            cx.progress = functools.partial(self.watcher.progressed, p.name)
         installed_plugins().notify("optpipe_before_pass", pass_=p, graph=gm, cx=cx)
         p.apply(gm.graph, cx)
         canonicalize(gm) if self.tidy else eliminate_dead(gm.graph)

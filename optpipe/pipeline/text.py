@@ -16,7 +16,9 @@ from typing import Any, Literal
 from ..errors import PipelineError, nearest
 from .base import Pass
 
-_ITEM = re.compile(r"\s*(?P<name>[A-Za-z0-9_.-]+)\s*(?:\{(?P<options>(?:[^{}\"]|\"[^\"]*\")*)\})?\s*(?P<end>,|$)")
+_ITEM = re.compile(
+    r"\s*(?P<name>[A-Za-z0-9_.-]+)\s*(?:\{(?P<options>(?:[^{}\"]|\"[^\"]*\")*)\})?\s*(?P<end>,|$)"
+)
 _OPTION = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)=(?P<value>\"[^\"]*\"|[^\s\"]+)")
 
 
