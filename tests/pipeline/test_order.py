@@ -89,7 +89,7 @@ def test_required_passes_are_pulled_in_with_theirs():
 
 
 def test_a_required_pass_that_was_named_keeps_its_options():
-    assert [p for p in plan("paged{block=8}", bare=True) if p.name == "cache"][0].block == 8
+    assert next(p for p in plan("paged{block=8}", bare=True) if p.name == "cache").block == 8
     both = {p.name: p for p in plan("paged{block=8},cache{block=32}", bare=True)}
     assert both["cache"].block == 32
 
