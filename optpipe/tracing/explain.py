@@ -19,13 +19,11 @@ _STATE_PARAMETERS = ("A_log", "dt_bias", "time_decay")
 _OWN_WAYS: dict[str, str] = {
     "blt": "it cuts the text into patches where its own entropy model says so",
     "cpmant": "it reads a prompt of its own before the text, in both directions",
-    "ctrl": "it adds its mask to the scores in a way of its own",
     "deepseek_v4": "it attends to compressed groups of earlier tokens beside the tokens themselves",
     "doge": "it hides keys by what they hold, not by where they are",
     "prophetnet": "it predicts several tokens at once, each with a stream of its own beside the text",
     "reformer": "its attention sorts tokens into buckets by their hashes",
     "transfo-xl": "it carries a memory of earlier segments",
-    "xlm": "it attends by lengths that it is given, not by a causal mask",
     "xlnet": "it attends to permuted positions with two streams",
 }
 

@@ -13,6 +13,7 @@ from torch import fx, nn
 import optpipe.dialect  # noqa: F401  (declares the ops that the hooks emit)
 
 from ..errors import TraceError
+from ..graph.canonical import eliminate_dead
 from ..weights.store import TensorWeight, Weights
 from . import attention_hook, experts
 from .assemble import assemble
@@ -24,7 +25,9 @@ from .fold_masks import fold_masks
 from .masks import captured_masks
 from .normalize import PREFIX, normalize
 from .positions import bind_positions
+from .real import make_real
 
+ROPE_OF_THE_BATCH = ("dynamic", "longrope")  # chosen by the largest position that is computed at once
 EXAMPLE_TOKENS = 11  # odd, prime, and no size that a model is likely to have
 
 
@@ -71,15 +74,29 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
     Raises:
         TraceError: the model is not a causal decoder of one sequence, or cannot be exported.
     """
+    _refuse_rope_of_the_batch(model)
     attention_hook.register()
     experts.register()
     experts.prepare(model)
     traced = _trace(model, weights)
+    make_real(traced.gm)
     assemble(traced.gm)
     match_attention(traced.gm, traced.weights)
     fold_masks(traced.gm)
     bind_positions(traced.gm)
     return _with_new_constants(traced, weights)
+
+
+def _refuse_rope_of_the_batch(model: nn.Module) -> None:
+    """Refuse rotary embeddings in which one request of a step changes another."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        for kind in kinds.values() if isinstance(kinds, dict) else (kinds,):
+            if kind in ROPE_OF_THE_BATCH:
+                raise TraceError(
+                    f"{type(model).__name__} uses '{kind}' rotary embeddings, whose frequencies depend on the "
+                    "longest sequence of a batch: one request would change another."
+                )
 
 
 def _trace(model: nn.Module, weights: Weights) -> Traced:
@@ -88,6 +105,7 @@ def _trace(model: nn.Module, weights: Weights) -> Traced:
     gm, origins = normalize(program, _canonical_names(model))
     if not any(isinstance(size, torch.SymInt) for size in _input(gm).meta["val"].shape):
         raise TraceError(f"{type(model).__name__} fixes the number of tokens while it is traced")
+    eliminate_dead(gm.graph)
     _only_tokens(model, gm)
     own, constants = _values(gm, origins, program, weights)
     return Traced(gm, own, constants)
@@ -150,4 +168,3 @@ def _values(
         own[name] = TensorWeight(tensor.detach().clone())
         constants.add(name)
     return own, frozenset(constants)
-
