@@ -313,6 +313,9 @@ class Told:
     def starting(self, name, number, total):
         self.said.append((name, number, total))
 
+    def progressed(self, *given):
+        pass
+
     def finished(self, record, before, after):
         self.said.append((record.name, text_of(before) == text_of(after)))
 
