@@ -135,7 +135,7 @@ def _nothing(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         is_call(node, aten.mul, aten.div)
         and isinstance(other, int | float)
         and other == 1
-        and len(node.args) == 2
+        and len(node.args) == 2 and not node.kwargs
     ):
         return first
     if is_call(node, aten.add, aten.sub) and isinstance(other, int | float) and other == 0:

@@ -65,7 +65,7 @@ def test_layers_that_attend_with_the_same_keys_share_a_cache(rewrite):
     assert made.rewrites == 1
     assert made.missed == ["its keys and values are in the cache of an earlier layer"]
     made.check(
-        "CHECK: cache %k_cache.0\nCHECK-NOT: cache %k_cache.1\nCHECK: optpipe.kv_write\nCHECK-NOT: kv_write\nCHECK: return"
+        "CHECK: cache %k_cache.0\nCHECK-NOT: cache %k_cache.1\nCHECK: kv_write\nCHECK-NOT: kv_write\nCHECK: return"
     )
 
 

@@ -31,11 +31,11 @@ RULES = {
     "stack": ("%1: f32[1, T, 8, 2] = aten.stack([%x, %x], -1)", "f32[T, 8, 2] = aten.stack([%0, %0], 2)"),
     "cumsum": ("%1: f32[1, T, 8] = aten.cumsum(%x, 1)", "f32[T, 8] = aten.cumsum(%0, 0)"),
     "transpose": (
-        "%2: f32[1, T, 2, 4] = aten.view(%x, [1, T, 2, 4])\n    %1: f32[1, 2, T, 4] = aten.transpose.int(%2, 1, 2)",
+        "%2: f32[1, T, 2, 4] = aten.view(%x, [1, T, 2, 4])\n%1: f32[1, 2, T, 4] = aten.transpose.int(%2, 1, 2)",
         "f32[2, T, 4] = aten.permute(%1, [1, 0, 2])",
     ),
     "expand": (
-        "%2: f32[1, T, 1, 8] = aten.unsqueeze(%x, 2)\n    %1: f32[1, T, 3, 8] = aten.expand(%2, [1, T, 3, 8])",
+        "%2: f32[1, T, 1, 8] = aten.unsqueeze(%x, 2)\n%1: f32[1, T, 3, 8] = aten.expand(%2, [1, T, 3, 8])",
         "f32[T, 3, 8] = aten.expand(%1, [T, 3, 8])",
     ),
     "product of two sequences": (
@@ -145,5 +145,6 @@ def test_a_reshape_that_flattens_the_batch_away_works_as_it_is(rewrite):
 
 
 def test_a_graph_without_a_batch_is_left(rewrite):
-    text = "input %input_ids: i64[T]\ninput %position_ids: i64[T]\n%1: i64[T] = aten.add.Tensor(%input_ids, 1)\nreturn %1"
+    inputs = "input %input_ids: i64[T]\ninput %position_ids: i64[T]\n"
+    text = inputs + "%1: i64[T] = aten.add.Tensor(%input_ids, 1)\nreturn %1"
     assert rewrite(DropBatch(), text).rewrites == 0

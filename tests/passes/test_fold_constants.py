@@ -87,7 +87,8 @@ def test_what_depends_on_an_input_is_left(rewrite):
 
 
 def test_what_has_a_symbolic_size_is_left(rewrite):
-    text = "input %x: f32[T, 8]\n%1: f32[T, 8] = aten.full([T, 8], 1.0)\n%2: f32[T, 8] = aten.mul.Tensor(%x, %1)\nreturn %2"
+    ones = "input %x: f32[T, 8]\n%1: f32[T, 8] = aten.full([T, 8], 1.0)\n"
+    text = ones + "%2: f32[T, 8] = aten.mul.Tensor(%x, %1)\nreturn %2"
     made = rewrite(FoldConstants(), text).agrees(1, 9)
     assert made.rewrites == 0
 
@@ -129,7 +130,8 @@ def test_what_draws_random_numbers_is_never_folded(target, known):
 def test_a_dialect_operation_is_folded_by_its_body(rewrite):
     text = (
         HEAD
-        + "%1: f32[8] = optpipe.rms_norm(@inv_freq, None, eps=0.1)\n%2: f32[T, 8] = aten.mul.Tensor(%x, %1)\nreturn %2"
+        + "%1: f32[8] = optpipe.rms_norm(@inv_freq, None, eps=0.1)\n"
+        + "%2: f32[T, 8] = aten.mul.Tensor(%x, %1)\nreturn %2"
     )
     made = rewrite(FoldConstants(), text, constants=("inv_freq",)).agrees(within="exact")
     assert made.rewrites == 1

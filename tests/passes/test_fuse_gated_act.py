@@ -55,7 +55,8 @@ def test_halves_of_different_shapes_are_left(rewrite):
 
 
 def test_silu_alone_is_no_gate(rewrite):
-    text = "input %g: f32[T, 8]\n%0: f32[T, 8] = aten.sigmoid(%g)\n%1: f32[T, 8] = aten.mul.Tensor(%g, %0)\nreturn %1"
+    gate = "input %g: f32[T, 8]\n%0: f32[T, 8] = aten.sigmoid(%g)\n"
+    text = gate + "%1: f32[T, 8] = aten.mul.Tensor(%g, %0)\nreturn %1"
     made = rewrite(FuseGatedAct(), text)
     assert made.rewrites == 0
 

@@ -94,7 +94,7 @@ def test_layers_that_share_a_cache_both_read_it(rewrite):
 
 
 def test_attention_whose_keys_no_cache_holds_is_an_error(rewrite):
-    with pytest.raises(PassError, match="keys and values of .* that no cache holds"):
+    with pytest.raises(PassError, match=r"keys and values of .* that no cache holds"):
         rewrite(PAGED, text("%q, %k, %v, scale=0.4").replace(WRITE, ""))
 
 
