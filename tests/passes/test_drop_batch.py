@@ -11,6 +11,7 @@ HEAD = """
     weight @w: f32[6, 8] stored bf16
     %x: f32[1, T, 8] = aten.embedding(@table, %input_ids)
 """
+SPLIT = "%2: f32[1, T, 2, 4] = aten.view(%x, [1, T, 2, 4])\n"
 # what each rule does: lines over %x: f32[1, T, 8], and what the result looks like without the batch dimension
 RULES = {
     "linear": ("%1: f32[1, T, 6] = aten.linear(%x, @w)", "f32[T, 6] = aten.linear(%0, @w)"),
@@ -31,7 +32,7 @@ RULES = {
     "stack": ("%1: f32[1, T, 8, 2] = aten.stack([%x, %x], -1)", "f32[T, 8, 2] = aten.stack([%0, %0], 2)"),
     "cumsum": ("%1: f32[1, T, 8] = aten.cumsum(%x, 1)", "f32[T, 8] = aten.cumsum(%0, 0)"),
     "transpose": (
-        "%2: f32[1, T, 2, 4] = aten.view(%x, [1, T, 2, 4])\n%1: f32[1, 2, T, 4] = aten.transpose.int(%2, 1, 2)",
+        SPLIT + "%1: f32[1, 2, T, 4] = aten.transpose.int(%2, 2, 1)",
         "f32[2, T, 4] = aten.permute(%1, [1, 0, 2])",
     ),
     "expand": (
