@@ -41,8 +41,8 @@ def exported(wrapped: nn.Module, tokens: int) -> torch.export.ExportedProgram:
     first: Exception | None = None
     for most, keep in ways:
         try:
-            with _quiet():
-                program = _functional(_export(wrapped, tokens, most, keep))
+            with quiet():
+                program = functional(_export(wrapped, tokens, most, keep))
             if not keep or _holds_everywhere(program):
                 return program
         except OptpipeError:
@@ -95,7 +95,7 @@ def _holds(condition: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No deprecations from within torch, and not the graph so far, which it prints when an export fails."""
     import torch.export._trace as exporter
 
@@ -108,7 +108,7 @@ def _quiet() -> Iterator[None]:
         del exporter.print  # type: ignore[attr-defined]
 
 
-def _functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+def functional(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program without in-place operations on intermediate values."""
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)

@@ -23,6 +23,7 @@ from .explain import depends_on_data
 from .export import exported
 from .fold_masks import fold_masks
 from .masks import captured_masks
+from .mixing import refuse_mixing
 from .normalize import PREFIX, normalize
 from .positions import bind_positions
 from .real import make_real
@@ -84,6 +85,8 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
     match_attention(traced.gm, traced.weights)
     fold_masks(traced.gm)
     bind_positions(traced.gm)
+    eliminate_dead(traced.gm.graph)
+    refuse_mixing(traced.gm)
     return _with_new_constants(traced, weights)
 
 
