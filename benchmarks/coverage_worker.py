@@ -26,21 +26,21 @@ def source_of(name: str) -> tuple[Any, str]:
     from optpipe.testing import model_of, tiny_config, weights_of
     from optpipe.testing.tokenizer import save_tokenizer
 
-    config = parse_config(json.loads(tiny_config(name).to_json_string(use_diff=False)))
-    model = model_of(config)
+    content = json.loads(tiny_config(name).to_json_string(use_diff=False))
+    model = model_of(parse_config(content))
     weights = weights_of(model)
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(Path(folder))
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    content = json.loads(config.to_json_string(use_diff=False))
     size = sum(weight.nbytes for weight in {id(w): w for w in weights.values()}.values())
-    return ModelSource(content, weights, files, f"a tiny {name}", {"kind": "tiny"}, size, "f32"), type(model).__name__
+    source = ModelSource(content, weights, files, f"a tiny {name}", {"kind": "tiny"}, size, "f32")
+    return source, type(model).__name__
 
 
 def attempt(name: str) -> Entry:
     """Optimize one model and say how far it came."""
     from optpipe import optimize
-    from optpipe.errors import ContractError, ModelError, OptpipeError, PassError
+    from optpipe.errors import ContractError, OptpipeError
     from optpipe.testing.overrides import NOT_RUNNABLE
 
     entry = Entry(name)
@@ -63,8 +63,6 @@ def attempt(name: str) -> Entry:
         entry.traced |= "differs from the model" in str(error)
         entry.rewritten |= isinstance(error, ContractError)
         entry.reason = one_line(str(error))
-        if isinstance(error, PassError | ModelError) and "(" in entry.reason:
-            print(f"{name}: {error}", file=sys.stderr)
     except Exception as error:
         entry.reason = one_line(f"{doing or 'building'} failed: {type(error).__name__}: {error}")
     else:
