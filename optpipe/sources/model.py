@@ -81,7 +81,7 @@ def parse_config(
             f"The config.json of this '{model_type}' model is not valid: {first_line(error)}"
         ) from error
     text = parsed.get_text_config(decoder=True)
-    if text is not parsed and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if type(text) is not type(parsed) and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
         text.tie_word_embeddings = parsed.tie_word_embeddings  # the whole model's word counts, not its part's
         return text
     if type(parsed) not in MODEL_FOR_CAUSAL_LM_MAPPING:
