@@ -83,7 +83,8 @@ def attention_hook(
         raise TraceError(f"{who} attends in both directions, so it is not a causal decoder")
     if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
         raise TraceError(
-            f"{who} attends from {tuple(query.shape)} to {tuple(key.shape)}, not one sequence to itself"
+            f"{who} attends to something else than its own sequence, token for token "
+            f"(queries {tuple(query.shape)}, keys {tuple(key.shape)})"
         )
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     out = torch.ops.optpipe.attention(

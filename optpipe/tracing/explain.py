@@ -24,6 +24,7 @@ _OWN_WAYS: dict[str, str] = {
     "prophetnet": "it predicts several tokens at once, each with a stream of its own beside the text",
     "reformer": "its attention sorts tokens into buckets by their hashes",
     "transfo-xl": "it carries a memory of earlier segments",
+    "xlstm": STATE,
     "xlnet": "it attends to permuted positions with two streams",
 }
 
