@@ -52,6 +52,7 @@ def gating_of(module: Any) -> Gating | None:
 
 def prepare(model: nn.Module) -> None:
     """Settle the gating of every expert module, before the trace, and select our implementation."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "is_concatenated") and hasattr(module, "_apply_gate"):
             module._optpipe_gating = None if module.has_post_expert_norm else gating_of(module)
@@ -76,7 +77,7 @@ def experts_hook(
         batched: torch.Tensor = batched_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
         return batched
     first = "gate_up_proj" if gating.gated else "up_proj"
-    return torch.ops.optpipe.moe(
+    out: torch.Tensor = torch.ops.optpipe.moe(
         hidden_states,
         top_k_index,
         top_k_weights,
@@ -92,6 +93,7 @@ def experts_hook(
         alpha=gating.alpha,
         up_offset=gating.up_offset,
     )
+    return out
 
 
 def register() -> None:

@@ -9,13 +9,12 @@ than the dialect can say, and is refused.
 
 from __future__ import annotations
 
-from torch import fx
-
 import torch
+from torch import fx
 
 from ..errors import TraceError
 from ..graph.canonical import eliminate_dead
-from ..graph.nodes import aten, is_call, path, same_shape, shape
+from ..graph.nodes import args_of, aten, is_call, path, same_shape, shape
 
 _MAY_PASS_THROUGH = (aten.slice, aten.to, aten.clone, aten.contiguous, aten.alias, aten.expand, aten.detach)
 
@@ -27,30 +26,32 @@ def fold_masks(gm: fx.GraphModule) -> None:
         TraceError: a mask was changed between where it was made and where it is used.
     """
     for node in list(gm.graph.nodes):
-        if is_call(node, torch.ops.optpipe.attention) and len(node.args) > 3 and node.args[3] is not None:
+        if is_call(node, torch.ops.optpipe.attention) and len(node.args) > 3 and args_of(node)[3] is not None:
             meaning = _meaning(node, _source(node))
-            node.args = (*node.args[:3], None, *node.args[4:])
+            node.args = (*args_of(node)[:3], None, *args_of(node)[4:])
             node.kwargs = {**node.kwargs, **meaning}
     eliminate_dead(gm.graph)
     left = next((node for node in gm.graph.nodes if is_call(node, torch.ops.optpipe.mask)), None)
     if left is not None:
         user = next(iter(left.users))
-        raise TraceError(f"an attention mask is used outside attention ({user.target} in {path(user) or 'the model'})")
+        raise TraceError(
+            f"an attention mask is used outside attention ({user.target} in {path(user) or 'the model'})"
+        )
     if not any(is_call(node, torch.ops.optpipe.attention) for node in gm.graph.nodes):
         raise TraceError("it has no attention: something else carries what earlier tokens said")
 
 
 def _source(attention: fx.Node) -> fx.Node:
-    mask = attention.args[3]
+    mask = args_of(attention)[3]
     while isinstance(mask, fx.Node) and is_call(mask, *_MAY_PASS_THROUGH):
-        before = mask.args[0]
+        before = args_of(mask)[0]
         if not isinstance(before, fx.Node) or not same_shape(shape(before), shape(mask)):
             break
         mask = before
     if not is_call(mask, torch.ops.optpipe.mask):
         where, how = path(attention), getattr(mask, "target", mask)
         raise TraceError(f"the attention mask of {where or 'the model'} was changed on its way ({how})")
-    return mask  # type: ignore[return-value]
+    return mask
 
 
 def _meaning(attention: fx.Node, mask: fx.Node) -> dict[str, object]:

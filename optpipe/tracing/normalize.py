@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from ..errors import TraceError
-from ..graph.nodes import aten, set_constant
+from ..graph.nodes import args_of, aten, set_constant
 
 PREFIX = "model_"  # the attribute of the wrapper that holds the model; a path of its own
 
@@ -51,7 +51,9 @@ def normalize(program: ExportedProgram, names: Mapping[str, str]) -> tuple[fx.Gr
     """
     for spec in program.graph_signature.output_specs:
         if spec.kind.name.endswith("MUTATION"):
-            raise TraceError(f"the model writes to '{spec.target}' while it runs, so it keeps a state between calls")
+            raise TraceError(
+                f"the model writes to '{spec.target}' while it runs, so it keeps a state between calls"
+            )
     builder = _Builder(program, names)
     builder.copy(program.graph_module, builder.inputs())
     gm = fx.GraphModule(builder.root, builder.graph)
@@ -83,7 +85,9 @@ class _Builder:
             if spec.kind is InputKind.USER_INPUT or not node.users:
                 continue
             if spec.kind not in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-                raise TraceError(f"the exported model takes '{node.name}' as {spec.kind.name}, which is not a tensor")
+                raise TraceError(
+                    f"the exported model takes '{node.name}' as {spec.kind.name}, which is not a tensor"
+                )
             new[node] = self.weight(str(spec.target), node.meta["val"])
         return new
 
@@ -103,7 +107,7 @@ class _Builder:
             if node.op == "placeholder" or (node.op == "call_function" and node.target in ASSERTS):
                 continue
             if node.op == "output":
-                outputs = fx.node.map_arg(node.args[0], known.__getitem__)
+                outputs = fx.node.map_arg(args_of(node)[0], known.__getitem__)
                 if nested:
                     return outputs
                 self.graph.output(outputs[0])
@@ -119,8 +123,8 @@ class _Builder:
     def call(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             return self.inline(node, known)
-        if node.target is operator.getitem and not isinstance(known.get(node.args[0]), fx.Node):  # type: ignore[arg-type]
-            return known[node.args[0]][node.args[1]]  # type: ignore[index]
+        if node.target is operator.getitem and not isinstance(known.get(args_of(node)[0]), fx.Node):
+            return known[args_of(node)[0]][args_of(node)[1]]
         args = fx.node.map_arg(node.args, known.__getitem__)
         kwargs = fx.node.map_arg(node.kwargs, known.__getitem__)
         target, args, kwargs = without_device(node.target, args, kwargs)
@@ -134,7 +138,7 @@ class _Builder:
         if name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
             raise TraceError(f"the model's control flow depends on its data ({name} in {module_path(node)})")
         skip = 1 if name == "wrap_with_set_grad_enabled" else 4
-        body, *operands = (known[arg] if isinstance(arg, fx.Node) else arg for arg in node.args[skip:])
+        body, *operands = (known[arg] if isinstance(arg, fx.Node) else arg for arg in args_of(node)[skip:])
         inner = [n for n in body.graph.nodes if n.op == "placeholder"]
         return self.copy(body, dict(zip(inner, operands, strict=True)), nested=True)
 
