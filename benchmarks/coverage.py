@@ -179,8 +179,8 @@ def page(content: dict[str, Any]) -> str:
         "as a tiny random model with at least two layers of every kind it has, through the same code as "
         "`optpipe optimize` with the default pipeline: its graph equals the model's own eager code, every "
         "pass keeps its contract, and packed, chunked and interleaved sequences equal each sequence alone, "
-        "in float32 and in float64. A model of several parts (text and images) is taken as its text part, the "
-        "decoder of an encoder-decoder model as what it is without its encoder.",
+        "in float32 and in float64. A model of several parts (text and images) is taken as its text part, "
+        "the decoder of an encoder-decoder model as what it is without its encoder.",
         "",
         "## Verified",
         "",

@@ -2,7 +2,9 @@
 
 - casts, copies, expands, slices and products with one that change nothing are dropped;
 - view, unsqueeze, squeeze, flatten and selects of single rows are ``aten.reshape`` with explicit sizes;
-- transposes are ``aten.permute``; those that only move dimensions of one are reshapes;
+- transposes are ``aten.permute``; those that only move dimensions of one are reshapes, and those before a
+  norm of rows move behind it;
+- a product with a transposed stored weight is ``aten.linear``;
 - chains of either are one; sizes are read from the inputs.
 
 The pass manager does this after every pass, so that no pass has to look through what another left behind.
@@ -135,7 +137,8 @@ def _nothing(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
         is_call(node, aten.mul, aten.div)
         and isinstance(other, int | float)
         and other == 1
-        and len(node.args) == 2 and not node.kwargs
+        and len(node.args) == 2
+        and not node.kwargs
     ):
         return first
     if is_call(node, aten.add, aten.sub) and isinstance(other, int | float) and other == 0:
@@ -234,6 +237,33 @@ def _permuted_ones(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return _add(graph, aten.reshape.default, (inner, as_arguments(graph, shape(node))), value(node))
 
 
+def _sink_permute(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """norm(permute(x)) over rows that stay rows → permute(norm(x)), where it meets the next permute."""
+    if not is_call(node, torch.ops.optpipe.rms_norm, torch.ops.optpipe.layer_norm):
+        return None
+    moved, *scales = args_of(node)
+    if not is_call(moved, aten.permute.default) or len(moved.users) != 1:
+        return None
+    source, order = args_of(moved)
+    if order[-1] != rank(source) - 1 or any(is_tensor(scale) and rank(scale) != 1 for scale in scales):
+        return None
+    target: Any = node.target
+    normed = graph.call_function(target, (source, *scales), node.kwargs)
+    normed.meta.update(val=value(source), path=node.meta.get("path", ""))
+    return _add(graph, aten.permute.default, (normed, order), value(node))
+
+
+def _linear(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """x · Wᵀ spelt as a product with a transposed stored weight → linear."""
+    if not is_call(node, aten.matmul.default, aten.mm.default) or rank(node) < 2:
+        return None
+    x, moved = args_of(node)[:2]
+    weight = args_of(moved)[0] if is_call(moved, aten.permute.default) else None
+    if weight is None or weight.op != "get_attr" or list(args_of(moved)[1]) != [1, 0]:
+        return None
+    return _add(graph, aten.linear.default, (x, weight), value(node))
+
+
 def _reshaped_items(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """getitem of a tuple that was built in the graph → the item."""
     if node.target is operator.getitem and isinstance(args_of(node)[0], list | tuple):
@@ -242,4 +272,14 @@ def _reshaped_items(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return None
 
 
-_RULES: tuple[Rule, ...] = (_size, _nothing, _reshape, _single, _permute, _permuted_ones, _reshaped_items)
+_RULES: tuple[Rule, ...] = (
+    _size,
+    _nothing,
+    _reshape,
+    _single,
+    _permute,
+    _permuted_ones,
+    _sink_permute,
+    _linear,
+    _reshaped_items,
+)

@@ -6,6 +6,7 @@ does not fit in memory can still be checked. A dialect op runs its body, never a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,19 +87,21 @@ class Interpreter:
             if is_call(node, aten.linear):
                 return streamed.linear(args[0], weight, args[2] if len(args) > 2 else None)
             return streamed.embedding(weight, args[1], self._compute_dtype(value(table).dtype))
-        if self.cache is not None and is_call(node, torch.ops.optpipe.quant_linear):
+        if self._keeps_values(node):
             return quant_linear.product(args[0], self._values(node, args, kwargs), _bias(args, kwargs))
         return self._bodies[node](*self._dtypes(args), **self._dtypes(kwargs))
 
+    def _keeps_values(self, node: fx.Node) -> bool:
+        stored = is_call(node, torch.ops.optpipe.quant_linear) and args_of(node)[1].op == "get_attr"
+        return self.cache is not None and stored
+
     def _values(self, node: fx.Node, args: Any, kwargs: Any) -> torch.Tensor:
-        """The values of a packed weight: the first half of ``quant_linear``'s body, kept like other weights."""
+        """A packed weight's values: the first half of ``quant_linear``'s body, kept like other weights."""
         assert self.cache is not None, "kept values need a cache"
         wide = torch.promote_types(args[0].dtype, torch.float32)
         minimum = args[3] if len(args) > 3 else kwargs.get("minimum")
-        packed = self.weights[str(args_of(node)[1].target)]
-        return self.cache.derived(
-            packed, ("values", wide), lambda: quant_linear.dequantize(args[1], args[2], minimum, kwargs["bits"], wide)
-        )
+        make = functools.partial(quant_linear.dequantize, args[1], args[2], minimum, kwargs["bits"], wide)
+        return self.cache.derived(self.weights[str(args_of(node)[1].target)], ("values", wide), make)
 
     def _load(self, node: fx.Node) -> torch.Tensor | None:
         if node in self._deferred:

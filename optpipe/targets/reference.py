@@ -1,4 +1,4 @@
-"""The ``reference`` target: the graph on the bodies of its ops, on any device torch has. Slow, and the truth."""
+"""The ``reference`` target: the graph on its ops' bodies, on any device torch has. Slow, and the truth."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class EagerModel:
             inputs["logits_to_keep"] = rows
             rows = None
         with _RealWeights(self._lazy, self._cache, torch.float32):
-            out = self._model(**inputs).logits
+            out: torch.Tensor = self._model(**inputs).logits
         return (out if rows is None else out[:, rows]).float()
 
 
@@ -116,6 +116,7 @@ def position_offset(model: nn.Module) -> int:
     RoBERTa and its kin number tokens from one past the index of the padding token, and expect a caller that
     gives positions to do so too.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "create_position_ids_from_input_ids"):
             return int(module.padding_idx) + 1

@@ -51,7 +51,8 @@ def _source(attention: fx.Node) -> fx.Node:
     if not is_call(mask, torch.ops.optpipe.mask):
         where, how = path(attention), getattr(mask, "target", mask)
         raise TraceError(f"the attention mask of {where or 'the model'} was changed on its way ({how})")
-    return mask
+    found: fx.Node = mask
+    return found
 
 
 def _meaning(attention: fx.Node, mask: fx.Node) -> dict[str, object]:

@@ -156,7 +156,7 @@ class Evaluator:
         if is_call(node, torch.ops.optpipe.mask):
             return self._mask(node)
         if is_call(node, *_SHAPE_ONLY, *_SHAPE_ONLY_NEW):
-            like = value(node.args[0])  # type: ignore[arg-type]
+            like = value(node.args[0])
             stand_in = torch.empty([self.size(n) for n in like.shape], dtype=like.dtype)
             return target(stand_in, *self._real(node.args[1:]), **self._real(node.kwargs))
         args = self._real(node.args)
@@ -222,7 +222,7 @@ def _long(region: Region) -> int:
             threshold = max([threshold, *(abs(a) for a in node.args if type(a) is int)])
         if is_call(node, aten.slice) and (reach := _cut_to_tokens(node)) is not None:
             limit = min(limit, reach)
-            if value(node.args[0]).shape[-2:].count(reach) == 2:  # type: ignore[arg-type]
+            if value(node.args[0]).shape[-2:].count(reach) == 2:
                 threshold = max(threshold, reach)
     tokens = min(limit, max(LONG, 2 * threshold + 3))
     if tokens * tokens > MOST_SCORES:
@@ -232,7 +232,7 @@ def _long(region: Region) -> int:
 
 def _cut_to_tokens(node: fx.Node) -> int | None:
     """The fixed size of a dimension that a slice cuts to T, or None."""
-    before, after = value(node.args[0]).shape, value(node).shape  # type: ignore[arg-type]
+    before, after = value(node.args[0]).shape, value(node).shape
     both = zip(before, after, strict=True)
     cut = [b for b, a in both if isinstance(b, int) and b > 1 and isinstance(a, torch.SymInt)]
     return min(cut, default=None)

@@ -97,8 +97,8 @@ def _refuse_rope_of_the_batch(model: nn.Module) -> None:
         for kind in kinds.values() if isinstance(kinds, dict) else (kinds,):
             if kind in ROPE_OF_THE_BATCH:
                 raise TraceError(
-                    f"{type(model).__name__} uses '{kind}' rotary embeddings, whose frequencies depend on the "
-                    "longest sequence of a batch: one request would change another."
+                    f"{type(model).__name__} uses '{kind}' rotary embeddings, whose frequencies depend on "
+                    "the longest sequence of a batch: one request would change another."
                 )
 
 
@@ -141,7 +141,8 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def _input(gm: fx.GraphModule) -> fx.Node:
-    return next(node for node in gm.graph.nodes if node.op == "placeholder")
+    found: fx.Node = next(node for node in gm.graph.nodes if node.op == "placeholder")
+    return found
 
 
 @contextlib.contextmanager
