@@ -2,7 +2,7 @@
 
 Every rewrite goes through :meth:`PassContext.replace`, which numbers it. The numbers run through the whole
 pipeline, so that ``--only-rewrites 1-40`` means the same rewrites every time and a quality loss can be
-bisected to one of them.
+bisected to the first one that brings it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ class Remark:
 
 @dataclass
 class Numbering:
-    """One numbering of rewrites for a whole pipeline."""
+    """One numbering of rewrites for a whole pipeline.
+
+    The first n numbers mean the same rewrites whatever comes after them, which is what bisection needs;
+    leaving one out can take away the ground of later ones, and they are numbered anew.
+    """
 
     only: tuple[range, ...] | None = None
     last: int = 0

@@ -7,6 +7,7 @@ differ from their default are printed.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import types
 import typing
@@ -17,9 +18,9 @@ from ..errors import PipelineError, nearest
 from .base import Pass
 
 _ITEM = re.compile(
-    r"\s*(?P<name>[A-Za-z0-9_.-]+)\s*(?:\{(?P<options>(?:[^{}\"]|\"[^\"]*\")*)\})?\s*(?P<end>,|$)"
+    r"\s*(?P<name>[A-Za-z0-9_.-]+)\s*(?:\{(?P<options>(?:[^{}\"]|\"(?:[^\"\\]|\\.)*\")*)\})?\s*(?P<end>,|$)"
 )
-_OPTION = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)=(?P<value>\"[^\"]*\"|[^\s\"]+)")
+_OPTION = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)=(?P<value>\"(?:[^\"\\]|\\.)*\"|[^\s\"]+)")
 
 
 def parse_pipeline(text: str, known: Mapping[str, type[Pass]]) -> tuple[Pass, ...]:
@@ -109,7 +110,7 @@ def _options(name: str, text: str) -> dict[str, str]:
             )
         if found["key"] in options:
             raise PipelineError(f"The option '{found['key']}' of '{name}' is given twice.")
-        options[found["key"]] = found["value"].strip('"')
+        options[found["key"]] = _unquoted(name, found["value"])
         at = found.end()
     return options
 
@@ -118,7 +119,15 @@ def _show(value: Any) -> str:
     if isinstance(value, tuple):
         value = "|".join(map(str, value))
     text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return f'"{text}"' if not text or re.search(r"[\s,{}]", text) else text
+    return json.dumps(text, ensure_ascii=False) if not text or re.search(r"[\s,{}\"]", text) else text
+
+
+def _unquoted(name: str, text: str) -> str:
+    """An option's text without its quotes, which are JSON's."""
+    try:
+        return str(json.loads(text)) if text.startswith('"') else text
+    except ValueError:
+        raise PipelineError(f"The options of '{name}' quote {text} in a way that cannot be read.") from None
 
 
 def _read(owner: str, key: str, text: str, hint: Any) -> Any:
