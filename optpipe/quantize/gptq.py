@@ -11,7 +11,8 @@ chosen before the first rounding, from a few shrunken ranges, by the error weigh
 
 Measured on SmolLM2, symmetric 4 bits in groups of 32, 16 windows of calibration: KL 0.27 without
 compensation, 0.13 in the checkpoint's order, 0.08 in this order. Feeding layers the inputs that quantized
-predecessors give changes that by less than 0.004.
+predecessors give changes that by less than 0.004. On Gemma-3-270M, float minimum: 0.40 without, 0.143 with 8
+windows, 0.115 with 16, 0.107 with 32.
 
 Source: Frantar et al. 2023, "GPTQ", and the activation order of its reference code.
 """
@@ -166,18 +167,18 @@ def _spread(hessian: torch.Tensor) -> torch.Tensor:
     H reversed in both dimensions is L·Lᵀ, so H = R·Rᵀ with R = L reversed, upper triangular, and U = R⁻¹:
     no inverse of H itself is formed. In float64: H of correlated inputs is nearly singular.
     """
-    wide = hessian.double()
-    diagonal = wide.diagonal()
-    mean = float(diagonal.mean())
+    mean = float(hessian.diagonal().mean())
     damping = DAMPING * mean if mean > 0 else 1.0
     while True:
-        damped = wide.clone()
+        damped = hessian.double()
         damped.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        del damped  # 1.6 GB for a layer of 14,336 inputs, and so is each of the following
         if not int(failed):
             break
         damping *= 10
     upper = factor.flip(0, 1)
+    del factor
     identity = torch.eye(len(upper), dtype=torch.float64)
     inverse: torch.Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
     return inverse.float()

@@ -3,7 +3,8 @@
 Before: %y = aten.linear(%x, @q_proj.weight, @q_proj.bias)
 After:  %y = optpipe.quant_linear(%x, @q_proj.weight_packed, @q_proj.weight_scale, @q_proj.weight_minimum,
         @q_proj.bias, bits=4, group=32)
-Guards: the weight is stored, its inputs fill whole groups and words, it chooses no experts, no skip pattern
+Guards: the weight is stored, its inputs fill whole groups (else smaller groups are tried) and words; it
+        chooses no experts; no skip pattern names its module
 Source: GGUF's Q4_1 (the float minimum), compressed-tensors (the symmetric form), GPTQ (``algorithm=gptq``)
 
 A weight that arrives on a grid of the wanted width keeps it, exactly, unless an option asks for another one.
@@ -24,7 +25,7 @@ from torch import fx
 from optpipe.errors import PassError
 from optpipe.graph.nodes import path
 from optpipe.pipeline import Lossy, Pass, Stage
-from optpipe.pipeline.context import PassContext
+from optpipe.pipeline.context import PassContext, operation
 from optpipe.quantize.gptq import Hessian, compensate
 from optpipe.quantize.pack import pack
 from optpipe.quantize.rtn import joined, round_to_nearest, why_not
@@ -34,7 +35,25 @@ from optpipe.weights.store import LazyWeight
 from .layer_inputs import LayerInputs
 from .quant_sites import Site, find_sites
 
-CALIBRATION_WINDOWS = 8  # of 512 tokens; 16 take twice as long and gain 4 % of the divergence
+CALIBRATION_WINDOWS = 16  # of 512 tokens; see optpipe.quantize.gptq for what 8 and 32 give
+
+# Promised KL from the source, nats: about twice what the worse of two models measures, SmolLM2-135M (Q4_1)
+# and Gemma-3-270M (Q4_K_M, most of it 5 bits and more). Larger models lose less.
+EIGHT_BITS = 0.02  # 0.003, 0.009
+ROUNDED = (
+    0.5  # float minimum g32: 0, 0.40; coarser ones and symmetric: 0.27, 0.7 and more, which need --max-kld
+)
+BUDGETS = {
+    # (minimum, group): budget    measured with compensation
+    (True, 32): 0.25,  # 0, 0.115
+    (True, 64): 0.35,  # 0.063, 0.163
+    (True, 128): 0.45,  # 0.063, 0.217
+    (True, -1): 0.5,
+    (False, 32): 0.35,  # 0.076, 0.172; with a 4-bit head 0.189
+    (False, 64): 0.4,  # 0.101, 0.202
+    (False, 128): 0.5,  # 0.101, 0.229
+    (False, -1): 0.5,
+}
 SLAB_BYTES = 64 << 20  # of a float32 weight at once, while rounding
 
 
@@ -56,7 +75,8 @@ class Quant(Pass):
             for 4 bits and -1 for 8.
         zero: "none" for the symmetric grid, which other loaders read; "float" for a minimum a group. None:
             "float" for 4 bits, "none" for 8.
-        algorithm: "rtn" rounds to the nearest, "gptq" makes up for errors with calibration text.
+        algorithm: "rtn" rounds to the nearest, "gptq" makes up for errors with calibration text. None:
+            "gptq" for weights that are put on 4 bits, "rtn" for 8.
         head: bits of the LM head; None leaves it alone.
         skip: patterns of modules to leave alone.
     """
@@ -67,7 +87,7 @@ class Quant(Pass):
     bits: Literal[4, 8] = 4
     group: Literal[-1, 32, 64, 128] | None = None
     zero: Literal["none", "float"] | None = None
-    algorithm: Literal["rtn", "gptq"] = "rtn"
+    algorithm: Literal["rtn", "gptq"] | None = None
     head: Literal[8, 4] | None = 8
     skip: tuple[str, ...] = ()
 
@@ -82,6 +102,11 @@ class Quant(Pass):
         """Whether groups have a minimum of their own."""
         return self.zero == "float" or (self.zero is None and self.bits == 4)
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether errors are compensated with calibration text."""
+        return self.algorithm == "gptq" or (self.algorithm is None and self.bits == 4)
+
     def contract(self) -> Lossy:
         """A divergence measured for these options, with room."""
         return Lossy(max_kld=budget(self))
@@ -89,9 +114,9 @@ class Quant(Pass):
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
         """Rewrite every site that has a grid."""
         chosen = dict(self._choose(list(find_sites(graph, cx)), cx))
-        made = dict(self._calibrate(chosen, cx)) if self.algorithm == "gptq" else {}
+        made = dict(self._calibrate(chosen, cx)) if self.calibrated else {}
         for done, (site, grid) in enumerate(chosen.items(), 1):
-            cx.replace(site.node, lambda: build(cx, site, grid, made))  # noqa: B023
+            cx.replace(site.node, lambda: build(cx, site, grid, made), what=describe(self, site, grid))  # noqa: B023
             cx.progress(done / len(chosen))
 
     def _choose(self, sites: Sequence[Site], cx: PassContext) -> Iterator[tuple[Site, GridInfo]]:
@@ -114,7 +139,9 @@ class Quant(Pass):
         if not layers:
             return
         if cx.calibration is None:
-            raise PassError("quant{algorithm=gptq} needs calibration text, and this pipeline has none.")
+            if self.algorithm is None:
+                return
+            raise PassError("quant{algorithm=gptq} needs calibration text, and there is none.")
         windows = cx.calibration.windows(CALIBRATION_WINDOWS)
         wanted = {node: site.inputs for node, site in layers.items()}
         seen: tuple[fx.Node, Hessian] | None = None
@@ -150,8 +177,17 @@ def grid_of(
     arriving = weights[0].grid
     if arriving is not None and all(weight.grid == arriving for weight in weights):
         wanted = arriving if _may_keep(options, site, arriving, wanted) else wanted
-    reasons = (why_not(site.columns(weight), wanted) for weight in weights)
-    return next((reason for reason in reasons if reason is not None), wanted)
+    return fitting([site.columns(weight) for weight in weights], wanted)
+
+
+def fitting(columns: Sequence[int], wanted: GridInfo) -> GridInfo | str:
+    """The wanted grid, else the same in the widest groups that the inputs fill, else why there is none."""
+    smaller = [group for group in (128, 64, 32) if group < wanted.group]
+    for group in (wanted.group, *smaller):
+        grid = GridInfo(wanted.bits, group, wanted.has_minimum)
+        if all(why_not(count, grid) is None for count in columns):
+            return grid
+    return next(reason for count in columns if (reason := why_not(count, wanted)) is not None)
 
 
 def _embedding_grid(options: Quant, weight: LazyWeight, shared: GridInfo | str | None) -> GridInfo | str:
@@ -171,6 +207,18 @@ def _may_keep(options: Quant, site: Site, arriving: GridInfo, wanted: GridInfo) 
     if site.transposed or arriving.bits != wanted.bits or (arriving.has_minimum and not options.has_minimum):
         return False
     return options.group in (None, arriving.group) or (site.head and options.head != options.bits)
+
+
+def describe(options: Quant, site: Site, grid: GridInfo) -> str:
+    """The operation, with its grid where that is not the one asked for."""
+    asked = options.grid
+    unlike = [f"{grid.bits} bits"] if grid.bits != asked.bits else []
+    unlike += (
+        [f"groups of {grid.group}" if grid.group > 0 else "a scale a row"]
+        if grid.group != asked.group
+        else []
+    )
+    return operation(site.node) + (f" in {' and '.join(unlike)}" if unlike else "")
 
 
 def kept(cx: PassContext, site: Site, grid: GridInfo) -> bool:
@@ -250,4 +298,9 @@ def hessian_of(inputs: Sequence[torch.Tensor]) -> Hessian:
 
 def budget(options: Quant) -> float:
     """The promised divergence, nats."""
-    return 0.1
+    if options.bits == 8 and options.head != 4:
+        return EIGHT_BITS
+    if not options.calibrated:
+        return ROUNDED
+    group = options.grid.group if options.bits == 4 else 32
+    return BUDGETS[options.has_minimum, group]
