@@ -18,6 +18,7 @@ from .pipeline.base import Pass
 from .pipeline.order import expand
 from .pipeline.text import parse_pipeline, print_pipeline
 from .plugins import installed_plugins
+from .text_file import read_text
 
 if TYPE_CHECKING:
     from torch import fx
@@ -140,7 +141,7 @@ def optimize(
         )
     with _Run(Path(output), printing, progress or (lambda what, done, total: None)) as run:
         run.open(model, trust_remote_code)
-        run.trace(verify, Path(calibration).read_text() if calibration is not None else None, max_kld)
+        run.trace(verify, None if calibration is None else read_text(calibration), max_kld)
         run.rewrite(pipeline, numbers, bare)
         run.save(text)
         return run.report(text, time.perf_counter() - begun)
@@ -166,7 +167,7 @@ def parse_numbers(text: str) -> tuple[range, ...]:
     spans = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not first.isdecimal() or (dash and (not last.isdecimal() or int(last) < int(first))):
             raise PipelineError(f"'{part}' is not a rewrite's number.", hint="they are written like 1-40,44")
         spans.append(range(int(first), int(last if dash else first) + 1))
     return tuple(spans)

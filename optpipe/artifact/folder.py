@@ -56,9 +56,10 @@ def written_whole(target: Path, *, replaceable: bool = True) -> Iterator[Path]:
     """
     check_target(target, replaceable=replaceable)
     target = target.absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(target, "partial")
+    temporary: Path | None = None
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(target, "partial")
         yield temporary
         for entry in temporary.iterdir():
             _to_disk(entry)
@@ -69,7 +70,8 @@ def written_whole(target: Path, *, replaceable: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"The folder '{target}' cannot be written: {error}.") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def hash_file(path: Path) -> FileEntry:

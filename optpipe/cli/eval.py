@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ArtifactError
+from ..text_file import read_text
 from .command import Command, json_option
 from .output import Report, print_json, print_table, progress
 
@@ -50,7 +51,7 @@ def command(
     from ..evaluate import evaluate, evaluation_text
     from ..evaluate import windows as cut
 
-    content = evaluation_text() if text is None else text.read_text(encoding="utf-8")
+    content = evaluation_text() if text is None else read_text(text)
     with progress() as report:
         model = artifact_model(artifact, device)
         source = None if against is None else source_model(against, device, trust_remote_code, report)

@@ -66,6 +66,8 @@ def command(model: str, output: Path | None, no_verify: bool, as_json: bool, **o
     if as_json:
         print_json(result.to_json())
         return
+    if not options["dry_run"]:
+        click.echo(f"source: {result.source}", err=True)
     click.echo(f"pipeline: {result.pipeline}")
     if not options["dry_run"]:
         print_rows(result.rows)

@@ -113,8 +113,10 @@ def _packed_difference(subject: Subject) -> tuple[float, float]:
     sequences = subject.probes.sequences
     alone = [logits.numpy() for logits in subject.logits(sequences)]
     together = run_packed(subject.executor, sequences)
+    if not all(np.isfinite(logits).all() for logits in (*alone, *together)):
+        return float("inf"), 0.0
     worst = max(float(np.abs(a - b).max()) for a, b in zip(alone, together, strict=True))
-    return (worst if worst == worst else float("inf")), max(float(np.abs(a).max()) for a in alone)
+    return worst, max(float(np.abs(a).max()) for a in alone)
 
 
 def run_packed(executor: ReferenceExecutor, sequences: list[Probe]) -> list[Rows]:

@@ -11,7 +11,7 @@ import functools
 import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +22,7 @@ from ..evaluate import Quality
 from ..graph.canonical import canonicalize, eliminate_dead
 from ..graph.nodes import value
 from ..plugins import installed_plugins
+from ..program import from_fx, print_program
 from ..verifier import verify
 from ..weights.cache import WeightCache
 from ..weights.store import Weights
@@ -182,14 +183,14 @@ class Manager:
         )
         if self.watcher is not None:
             cx.progress = functools.partial(self.watcher.progressed, p.name)
-        installed_plugins().notify("optpipe_before_pass", pass_=p, graph=gm, cx=cx)
+        tell("optpipe_before_pass", p, cx)
         p.apply(gm.graph, cx)
         canonicalize(gm) if self.tidy else eliminate_dead(gm.graph)
         gm.recompile()
         verify(gm, stage=p.stage)
         self._check_count(p, cx)
-        findings, quality = self._measure(p, gm, weights, bool(cx.rewrites))
-        installed_plugins().notify("optpipe_after_pass", pass_=p, graph=gm, cx=cx)
+        findings, quality = self._measure(p, gm, weights, self._changed(cx))
+        tell("optpipe_after_pass", p, cx)
         record = PassRecord(
             p.name, print_pass(p), tuple(cx.remarks), size(self.gm), size(gm),
             stored_bytes(self.gm, self.weights), stored_bytes(gm, weights),
@@ -199,6 +200,14 @@ class Manager:
         if self.watcher is not None:
             self.watcher.finished(record, self.gm, gm)
         self.gm, self.weights, self.constants = gm, weights, frozenset(cx.constants)
+
+    def _changed(self, cx: PassContext) -> bool:
+        """Whether anything is other than it was, recorded as a rewrite or not."""
+        if cx.rewrites:
+            return True
+        read = {str(node.target) for node in cx.gm.graph.nodes if node.op == "get_attr"}
+        kept = all(name in self.weights and cx.weights[name] is self.weights[name] for name in read)
+        return not kept or print_program(from_fx(cx.gm)) != print_program(from_fx(self.gm))
 
     def _check_count(self, p: Pass, cx: PassContext) -> None:
         wanted = p.expected(self.config)
@@ -251,6 +260,12 @@ class Manager:
         self.quality = checks.check_lossy(subject, self.measured.probes.text, self.measured.source[1])
         kld = self.quality.kld if self.quality.kld is not None else float("inf")
         require(Finding("KL", kld, bound), "whole pipeline")
+
+
+def tell(hook: str, p: Pass, cx: PassContext) -> None:
+    """Call a hook that watches passes. It is shown a copy: what it did to the graph would not be checked."""
+    shown = replace(cx, gm=fork(cx.gm), weights=cx.weights.overlay())
+    installed_plugins().notify(hook, pass_=p, graph=shown.gm, cx=shown)
 
 
 def fork(gm: fx.GraphModule) -> fx.GraphModule:

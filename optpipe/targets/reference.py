@@ -53,7 +53,7 @@ class ReferenceExecutor:
         dtype: torch.dtype = torch.float32,
         cache: WeightCache | None = None,
     ) -> None:
-        self._device = torch.device(device)
+        self._device = usable_device(device)
         kept = WeightCache(half_of_memory()) if cache is None else cache
         self._interpreter = Interpreter(gm, weights, dtype, self._device, kept)
         self._inputs = {input_name(node): node for node in gm.graph.nodes if node.op == "placeholder"}
@@ -176,6 +176,20 @@ def one_sequence(token_ids: Ints, block: int, begin: int = 0) -> StepInputs:
         block_tables=np.arange(-(-end // block), dtype=np.int32)[None],
         logit_rows=np.arange(end - begin, dtype=np.int64),
     )
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        CapacityError: torch knows no such device, or this machine has none.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CapacityError(f"The device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def check_tokens(token_ids: Ints, vocab_size: int) -> None:

@@ -40,6 +40,9 @@ class Paged(Pass):
 
     block: int = 16
 
+    def __post_init__(self) -> None:
+        Cache(block=self.block)  # refuses what no cache can have
+
     def required(self) -> tuple[str | Pass, ...]:
         return (Cache(block=self.block),)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optpipe
+from optpipe.errors import RequestError
 from optpipe.targets.protocol import Executor
 
 from .chat import render_chat
@@ -42,8 +43,12 @@ class TextModel:
         """Token ids of a prompt: as one turn of a chat when the model has a template, unless ``raw``.
 
         Raises:
-            RequestError: the template refuses the messages.
+            RequestError: the prompt is not text, or the template refuses the messages.
         """
+        try:
+            f"{prompt}{system or ''}".encode()
+        except UnicodeEncodeError:
+            raise RequestError("The prompt is not valid UTF-8 text.") from None
         if raw or self.tokenizer.chat_template is None:
             return self.tokenizer.encode(prompt)
         messages: list[Mapping[str, Any]] = [{"role": "user", "content": prompt}]

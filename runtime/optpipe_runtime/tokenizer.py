@@ -86,7 +86,10 @@ def stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     for name in ("generation_config.json", "config.json"):
         value = _read(folder / name).get("eos_token_id")
         if value is not None:
-            return frozenset(value if isinstance(value, list) else [value])
+            ids = value if isinstance(value, list) else [value]
+            if not all(isinstance(one, int) for one in ids):
+                raise ArtifactError(f"'{name}' in '{folder}' has the eos_token_id {value}, no token id.")
+            return frozenset(ids)
     eos = tokenizer.id_of(tokenizer.special.get("eos_token", ""))
     return frozenset() if eos is None else frozenset([eos])
 
@@ -104,7 +107,10 @@ def context_length(folder: Path) -> int | None:
 def _template(folder: Path, settings: dict[str, Any]) -> str | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ArtifactError(f"'{path}' is not UTF-8 text.") from None
     found = settings.get("chat_template")
     if isinstance(found, list):  # several templates by name
         found = _default(found)

@@ -14,7 +14,8 @@ from optpipe.errors import ContractError, PassError
 from optpipe.graph.nodes import aten, is_call, shape
 from optpipe.graph.sizes import as_arguments
 from optpipe.optimizer import plan
-from optpipe.pipeline import Lossless, Lossy, Pass, Stage
+from optpipe.pipeline import Lossless, Lossy, Pass, Stage, checks
+from optpipe.pipeline.checks import Subject
 from optpipe.pipeline.contract import Contract
 from optpipe.program import from_fx, parse_program, print_program
 
@@ -74,6 +75,57 @@ def test_a_lossless_pass_that_changes_nothing_is_not(manager):
     done.run([Sabotage(scaled(1.0))])
     assert done.records[0].rewrites == 1
     assert done.records[0].findings[0].holds
+
+
+def unrecorded(graph, cx):
+    """Swap two operands behind the context's back."""
+    gate, up = (linears(cx, f"layers.0.mlp.{part}_proj")[0] for part in ("gate", "up"))
+    if list(graph.nodes).index(gate) < list(graph.nodes).index(up):
+        gate, up = up, gate
+    gate.replace_all_uses_with(up)
+
+
+def unrecorded_weight(graph, cx):
+    name = "model.layers.0.mlp.down_proj.weight"
+    cx.weights.set(name, cx.weights[name].load() * 0)
+
+
+@pytest.mark.parametrize("deed", [unrecorded, unrecorded_weight])
+def test_a_change_that_no_rewrite_records_is_measured_all_the_same(manager, deed):
+    with pytest.raises(ContractError, match="'sabotage' broke its contract"):
+        manager().run([Sabotage(deed)])
+
+
+class Meddler:
+    """Stands for the installed plugins; one of them zeroes a weight and a node while it watches."""
+
+    def notify(self, hook, *, pass_, graph, cx):
+        unrecorded_weight(graph, cx)
+        unrecorded(graph.graph, cx)
+
+
+def test_a_plugin_that_watches_cannot_change_the_graph(paged, monkeypatch):
+    monkeypatch.setattr("optpipe.pipeline.manager.installed_plugins", Meddler)
+    done = paged()
+    before, name = text_of(done.gm), "model.layers.0.mlp.down_proj.weight"
+    kept = done.weights[name]
+    done.run([Sabotage()])
+    assert text_of(done.gm) == before
+    assert done.weights[name] is kept
+
+
+def test_a_number_that_is_none_is_caught_in_any_packed_sequence(paged, monkeypatch):
+    done = paged()
+    subject = Subject(done.gm, done.weights, done.measured.probes, done.measured.cache)
+    real = checks.run_packed
+
+    def spoiled(executor, sequences):
+        found = real(executor, sequences)
+        found[1][0, 0] = float("nan")
+        return found
+
+    monkeypatch.setattr(checks, "run_packed", spoiled)
+    assert not checks.check_packed(subject, done.measured.noise).holds
 
 
 def without_a_layer(graph, cx):
@@ -287,8 +339,8 @@ def test_without_verification_nothing_is_measured(manager):
     assert done.quality is None
 
 
-def test_a_pass_that_changes_nothing_is_not_measured(manager):
-    done = manager()
+def test_a_pass_that_changes_nothing_is_not_measured(paged):
+    done = paged()
     done.run([Sabotage()])
     assert done.records[0].findings == ()
 
