@@ -67,7 +67,7 @@ def test_the_readme_reaches_every_page():
         assert f"docs/{page.name}" in text, page.name
 
 
-EXAMPLES = {"fold-scale", "prune-vocab"}  # what the tutorial makes and what examples/ holds
+EXAMPLES = {"fold-scale", "balance-channels"}  # what the tutorial makes and what examples/ holds
 
 
 def test_commands_and_pipelines_in_the_docs_are_right():

@@ -26,7 +26,7 @@ def install(source, site, scratch):
 def site(tmp_path_factory):
     """A folder with both distributions installed: the one of the tests and the one of the examples."""
     folder = tmp_path_factory.mktemp("site")
-    for source in (HERE / "acme", ROOT / "examples" / "prune_vocab"):
+    for source in (HERE / "acme", ROOT / "examples" / "balance_channels"):
         install(source, folder, tmp_path_factory.mktemp("source"))
     return folder
 
@@ -73,7 +73,7 @@ def test_plugins_lists_everything_it_provides_and_the_broken_one(optpipe):
 def test_passes_says_where_each_is_from(optpipe):
     found = {it["name"]: it["distribution"] for it in json.loads(optpipe("passes", "--json").stdout)}
     assert found["acme-count"] == "acme-optpipe"
-    assert found["prune-vocab"] == "optpipe-prune-vocab"
+    assert found["balance-channels"] == "optpipe-balance-channels"
     assert found["quant"] == "optpipe"
 
 
@@ -108,15 +108,15 @@ def test_the_variable_leaves_it_out(optpipe):
     assert report["left_out"] == [
         "acme-optpipe:acme",
         "acme-optpipe:acme-broken",
-        "optpipe-prune-vocab:prune-vocab",
+        "optpipe-balance-channels:balance-channels",
     ]
     assert report["broken"] == []
     assert optpipe("acme-hello", OPTPIPE_PLUGINS="").returncode == 2
 
 
 def test_the_variable_chooses_one(optpipe):
-    report = json.loads(optpipe("plugins", "--json", OPTPIPE_PLUGINS="prune-vocab").stdout)
-    assert {it["distribution"] for it in report["plugins"]} == {"optpipe", "optpipe-prune-vocab"}
+    report = json.loads(optpipe("plugins", "--json", OPTPIPE_PLUGINS="balance-channels").stdout)
+    assert {it["distribution"] for it in report["plugins"]} == {"optpipe", "optpipe-balance-channels"}
 
 
 def test_the_variable_naming_nothing_is_an_error(optpipe):
@@ -148,23 +148,44 @@ def test_its_source_pass_watchers_and_target_work_together(optpipe, model, tmp_p
     assert json.loads(text.stdout)["finish_reason"] in ("length", "stop")
 
 
-def test_the_example_pass_shrinks_the_head(optpipe, model, tmp_path):
-    passes = "quant,prune-vocab{keep=200 max_kld=50},paged"
-    made = optpipe("optimize", model, "--passes", passes, "-o", tmp_path / "out", "--json")
+def test_the_example_pass_runs_before_quant_and_loses_nothing(optpipe, model, tmp_path):
+    passes = "quant{zero=none algorithm=rtn},balance-channels,paged"
+    made = optpipe("optimize", model, "--passes", passes, "--max-kld", "9", "-o", tmp_path / "out", "--json")
     assert made.returncode == 0, made.stderr
-    row = next(it for it in json.loads(made.stdout)["passes"] if it["pass"].startswith("prune-vocab"))
-    assert row["rewrites"] == 1
-    assert row["bytes"][1] < row["bytes"][0]
-    graph = optpipe("inspect", tmp_path / "out", "--text").stdout
-    # 200 tokens from the front, and the three special ones behind them.
-    assert "f32[R, 203] = optpipe.quant_linear" in graph
-    manifest = json.loads((tmp_path / "out" / "optpipe.json").read_text())
-    assert not manifest["hf_loadable"]
+    rows = json.loads(made.stdout)["passes"]
+    names = [row["pass"].split("{")[0] for row in rows]
+    assert names.index("balance-channels") < names.index("quant")
+    row = rows[names.index("balance-channels")]
+    assert row["rewrites"] >= 1
+    assert row["findings"][0]["value"] == 0.0
 
 
-def test_a_pass_that_is_not_kept_writes_nothing(optpipe, model, tmp_path):
-    passes = "prune-vocab{keep=4 max_kld=0.000001},paged"
-    made = optpipe("optimize", model, "--passes", passes, "-o", tmp_path / "out")
+def test_the_tests_of_the_example_pass(site, tmp_path):
+    """They are written for those who copy the package, and run where it is installed."""
+    tests = ROOT / "examples" / "balance_channels" / "tests"
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(tmp_path),
+            str(tests),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site), "OPTPIPE_PLUGINS": "balance-channels"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "11 passed" in found.stdout, found.stdout
+
+
+def test_a_contract_that_is_not_kept_writes_nothing(optpipe, model, tmp_path):
+    made = optpipe("optimize", model, "--passes", "quant,paged", "--max-kld", "1e-9", "-o", tmp_path / "out")
     assert made.returncode == 1
-    assert "'prune-vocab' broke its contract" in made.stderr
+    assert "'quant' broke its contract" in made.stderr
     assert not (tmp_path / "out").exists()

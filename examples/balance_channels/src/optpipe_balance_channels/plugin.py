@@ -2,10 +2,10 @@
 
 from optpipe.plugins import hookimpl
 
-from .prune_vocab import PruneVocab
+from .balance_channels import BalanceChannels
 
 
 @hookimpl
 def optpipe_passes() -> list[type]:
     """Provide the pass."""
-    return [PruneVocab]
+    return [BalanceChannels]

@@ -1,0 +1,1 @@
+"""The pass ``balance-channels`` for optpipe."""

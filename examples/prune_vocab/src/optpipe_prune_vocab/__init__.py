@@ -1,1 +1,0 @@
-"""The pass ``prune-vocab`` for optpipe."""
