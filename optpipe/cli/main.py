@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: Sequence[str]) -> int:
     """Run the program and return its exit code."""
     settings = Settings()
+    # torch's threads spin while they wait, which on a busy machine takes the cores from the ones that work:
+    # with five other processes on two cores, evaluation took twice as long. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         result = app.main(list(argv), prog_name="optpipe", standalone_mode=False, obj=settings)
         sys.stdout.flush()
