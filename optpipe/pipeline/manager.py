@@ -25,7 +25,7 @@ from ..plugins import installed_plugins
 from ..program import from_fx, print_program
 from ..verifier import verify
 from ..weights.cache import WeightCache
-from ..weights.store import Weights
+from ..weights.store import LazyWeight, Weights
 from . import checks
 from .base import Pass
 from .calibrate import Calibration
@@ -205,8 +205,8 @@ class Manager:
         """Whether anything is other than it was, recorded as a rewrite or not."""
         if cx.rewrites:
             return True
-        read = {str(node.target) for node in cx.gm.graph.nodes if node.op == "get_attr"}
-        kept = all(name in self.weights and cx.weights[name] is self.weights[name] for name in read)
+        read = weights_read(cx.gm, cx.weights)
+        kept = all(name in self.weights and weight is self.weights[name] for name, weight in read.items())
         return not kept or print_program(from_fx(cx.gm)) != print_program(from_fx(self.gm))
 
     def _check_count(self, p: Pass, cx: PassContext) -> None:
@@ -223,6 +223,7 @@ class Manager:
         if self.measured is None or self._baseline is None or not changed:
             return (), None
         probes = self.measured.probes
+        self.measured.cache.retain(weights_read(gm, weights).values())
         subject = Subject(gm, weights, probes, self.measured.cache)
         contract = p.contract()
         if isinstance(contract, Lossy):
@@ -290,5 +291,10 @@ def size(gm: fx.GraphModule) -> int:
 
 def stored_bytes(gm: fx.GraphModule, weights: Weights) -> int:
     """Stored bytes of the weights that the graph reads, tied ones once."""
-    read = {node.target for node in gm.graph.nodes if node.op == "get_attr"}
-    return sum(weight.nbytes for weight in {id(weights[name]): weights[name] for name in read}.values())
+    return sum(weight.nbytes for weight in {id(w): w for w in weights_read(gm, weights).values()}.values())
+
+
+def weights_read(gm: fx.GraphModule, weights: Weights) -> dict[str, LazyWeight]:
+    """The weights that the graph reads, by name."""
+    names = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    return {name: weights[name] for name in names}

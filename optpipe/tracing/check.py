@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..sources.source import ModelSource
 
 CACHE_BYTES = 150_000_000  # of weights kept between runs, and a share of the checkpoint on top
-CACHE_SHARE = 0.9
+CACHE_SHARE = 0.6
 TOGETHER_SHARE = 0.2  # of the checkpoint, for logits of probes that run side by side
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
 

@@ -7,7 +7,7 @@ usual least-recently-used rule would keep nothing that is wanted next; what came
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 import torch
 
@@ -42,6 +42,14 @@ class WeightCache:
             self._left -= size
             self._kept[key] = (weight, tensor)  # the weight too, so that its id stays its own
         return tensor
+
+
+    def retain(self, weights: Iterable[LazyWeight]) -> None:
+        """Let go of everything made of other weights than these."""
+        wanted = {id(weight) for weight in weights}
+        for key in [key for key in self._kept if key[0] not in wanted]:
+            _, tensor = self._kept.pop(key)
+            self._left += tensor.numel() * tensor.element_size()
 
 
 def half_of_memory() -> int:

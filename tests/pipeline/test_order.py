@@ -128,13 +128,13 @@ def test_passes_may_be_given_as_objects():
 
 @pytest.mark.parametrize(
     ("text", "numbers"),
-    [("1", [1]), ("1-3", [1, 2, 3]), ("1-2,5", [1, 2, 5]), (" 4 , 7-7 ", [4, 7]), ("5-3", [])],
+    [("1", [1]), ("1-3", [1, 2, 3]), ("1-2,5", [1, 2, 5]), (" 4 , 7-7 ", [4, 7])],
 )
 def test_numbers_of_rewrites_are_read(text, numbers):
     assert [n for span in parse_numbers(text) for n in span] == numbers
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "1-2-3", "1.5"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "1,,2", "1-2-3", "1.5", "5-3"])
 def test_other_texts_are_no_numbers(text):
     with pytest.raises(PipelineError, match="is not a rewrite's number") as caught:
         parse_numbers(text)
