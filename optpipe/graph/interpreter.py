@@ -7,7 +7,7 @@ does not fit in memory can still be checked. A dialect op runs its body, never a
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,7 @@ class Interpreter:
     cache: WeightCache | None = None
 
     def __post_init__(self) -> None:
-        self._order = [node for node in self.gm.graph.nodes if node.op != "placeholder"]
+        self._order = list(_in_time(self.gm.graph))
         self._inputs = [node for node in self.gm.graph.nodes if node.op == "placeholder"]
         self._deferred = {n for n in self._order if n.op == "get_attr" and self._read_by_rows(n)}
         self._bodies = {n: body_of(n.target) for n in self._order if n.op == "call_function"}
@@ -143,6 +143,19 @@ class Interpreter:
 def _bias(args: Any, kwargs: Any) -> torch.Tensor | None:
     bias: torch.Tensor | None = args[4] if len(args) > 4 else kwargs.get("bias")
     return bias
+
+
+def _in_time(graph: fx.Graph) -> Iterator[fx.Node]:
+    """What is run, in order, each weight right before its first reader: tracing puts them all on top."""
+    loaded: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op in ("placeholder", "get_attr"):
+            continue
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr" and operand not in loaded:
+                loaded.add(operand)
+                yield operand
+        yield node
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
