@@ -116,8 +116,8 @@ def test_nothing_of_the_models_plumbing_is_left(name):
 
 def _is_routing(node: fx.Node, op: Any) -> bool:
     """A softmax over experts, not over tokens."""
-    held = node.meta["val"]
-    return op is aten.softmax.int and isinstance(held, torch.Tensor) and isinstance(held.shape[-1], int)
+    softmax = op is aten.softmax.int and is_call(node, aten.softmax.int)
+    return softmax and isinstance(node.meta["val"].shape[-1], int)
 
 
 @pytest.mark.parametrize("name", tiny_names())
