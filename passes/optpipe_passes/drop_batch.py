@@ -77,6 +77,14 @@ ELEMENTWISE = frozenset({aten.to.dtype, aten._to_copy.default, aten.clone.defaul
 PRODUCTS: dict[Any, Any] = {aten.bmm.default: aten.mm.default, aten.matmul.default: aten.matmul.default}
 
 
+def _leads_with_batch(node: fx.Node) -> bool:
+    """Whether a value is [1, T, …], whatever it was made from: a stack of batches has its batch inside."""
+    if not is_tensor(node) or rank(node) < 2:
+        return False
+    batch, tokens = shape(node)[:2]
+    return same_size(batch, 1) and isinstance(tokens, torch.SymInt)
+
+
 @dataclass(frozen=True)
 class DropBatch(Pass):
     """Remove the batch dimension of one from every value."""
@@ -131,7 +139,7 @@ class _Walk:
         with self.graph.inserting_before(node):
             new = self.rewritten(node, batched)
         if new is None:
-            if batched:
+            if batched or _leads_with_batch(node):
                 self.narrow(node)
             return
         for made in new if isinstance(new, tuple) else (new,):

@@ -97,6 +97,25 @@ def test_after_an_unknown_operation_the_rest_loses_its_batch_again(rewrite):
     made.check("CHECK: f32[1, T, 8] = aten.roll\nCHECK: f32[T, 6] = aten.linear")
 
 
+def test_what_comes_out_of_a_stack_of_batches_loses_it_again(rewrite):
+    """Gemma 3n holds its residual streams as [4, 1, T, K]: the batch stands inside."""
+    text = (
+        HEAD
+        + """
+        %1: f32[2, 1, T, 8] = aten.stack([%x, %x], 0)
+        %2: f32[2, 1, T, 8] = aten.tanh(%1)
+        %3: f32[1, T, 8] = aten.mean.dim(%2, [0])
+        %4: f32[1, T, 6] = aten.linear(%3, @w)
+        return %4
+    """
+    )
+    made = rewrite(DropBatch(), text).agrees(1, 9)
+    made.check(
+        "CHECK: f32[2, 1, T, 8] = aten.tanh\nCHECK: [[Y:%.*]]: f32[T, 6] = aten.linear\nCHECK: return [[Y]]"
+    )
+    assert made.again() == 0
+
+
 def test_an_operand_of_another_rank_is_lined_up_from_the_right(rewrite):
     text = (
         HEAD
