@@ -1,0 +1,66 @@
+"""What one step runs, and what came of it. Named tuples where one is made a sequence and step: they are cheap.
+
+    tokens of a SequenceStep      a a a a a d d        a: known tokens, d: drafts
+    logit rows                        r r r r r        the last ``rows`` of them
+    sampled rows                          s s s        when ``samples``: the last 1 + ``drafts``
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .request import Sequence
+
+
+class SequenceStep(NamedTuple):
+    """The part of a step that one sequence has.
+
+    Attributes:
+        sequence: whose blocks have a slot for each of ``tokens``.
+        begin: the position of the first of ``tokens``; everything before it is in the cache.
+        tokens: what runs, at positions ``begin``, ``begin + 1``, …
+        drafts: how many of ``tokens``, at their end, are guesses.
+        rows: of how many of ``tokens``, at their end, the logits are wanted. 0: a chunk inside the prompt;
+            1 + drafts: to sample from; more where the sequence wants ``prompt_rows``, and then the first of
+            them is the row of prompt token ``begin + len(tokens) - rows``.
+        samples: whether the step reaches the end of the known tokens, so that the last 1 + ``drafts`` rows are
+            to be sampled from.
+    """
+
+    sequence: Sequence
+    begin: int
+    tokens: tuple[int, ...]
+    drafts: int
+    rows: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step of work.
+
+    Attributes:
+        steps: one for every sequence that runs, at most once each.
+        num_tokens: tokens in all.
+        num_rows: logit rows in all.
+        preempted: ids of the sequences that lost their blocks to make room.
+    """
+
+    steps: tuple[SequenceStep, ...]
+    num_tokens: int
+    num_rows: int
+    preempted: tuple[int, ...] = ()
+
+
+class Outcome(NamedTuple):
+    """What a step gave to one sequence.
+
+    Attributes:
+        tokens: the accepted drafts and the token sampled after them, 1 to 1 + drafts in all; () when the step
+            does not sample (or when nothing is wanted: then ``finished``).
+        finished: nothing more is wanted of the sequence; its blocks are let go.
+    """
+
+    tokens: tuple[int, ...] = ()
+    finished: bool = False
