@@ -10,7 +10,8 @@
     ├── PluginError     a plugin cannot be loaded, or two claim one name
     ├── KernelError     a kernel was called with operands it cannot take
     ├── RequestError    a request asks for something impossible
-    └── CapacityError   there is no room: memory, blocks, queue
+    ├── CapacityError   there is no room: memory, blocks, queue
+    └── EngineError     serving failed: a step raised, a request ran too long, or the engine is closed
 
 A message is one whole sentence: who, where, got, expected. The hint stands apart, so that the command
 line can print it on its own line.
@@ -69,6 +70,10 @@ class RequestError(OptpipeError):
 
 class CapacityError(OptpipeError):
     """There is no room: memory, blocks, queue."""
+
+
+class EngineError(OptpipeError):
+    """Serving failed: a step raised, a request ran too long, or the engine is closed."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -67,6 +67,21 @@ class StepResult:
     logits: NDArray[np.float32] | None
 
 
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What an executor takes beside its cache.
+
+    Attributes:
+        weights: bytes that the weights take once all were used.
+        workspace: bytes that the largest step takes.
+        free: bytes that its device has left for all of this and the cache; None for the machine's memory.
+    """
+
+    weights: int
+    workspace: int
+    free: int | None = None
+
+
 class StepHandle(Protocol):
     """A step that may still be running."""
 
@@ -88,8 +103,33 @@ class Executor(Protocol):
         """V, the width of the logits."""
         ...
 
-    def allocate(self, num_blocks: int) -> None:
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's bits are the same whatever else is in the step, and however it is chunked."""
+        ...
+
+    @property
+    def kv_dtypes(self) -> tuple[str, ...]:
+        """How the cache can store numbers ("f32", "bf16", "i8"); the first is the default."""
+        ...
+
+    def block_bytes(self, kv_dtype: str | None = None) -> int:
+        """Bytes that one block takes over all layers.
+
+        Args:
+            kv_dtype: one of ``kv_dtypes``; the default when None.
+        """
+        ...
+
+    def memory(self, *, tokens: int, rows: int) -> MemoryNeeds:
+        """What it takes beside the cache when a step has up to ``tokens`` tokens and ``rows`` logit rows."""
+        ...
+
+    def allocate(self, num_blocks: int, *, kv_dtype: str | None = None) -> None:
         """Provide a cache of ``num_blocks`` blocks; what an earlier one held is gone.
+
+        Args:
+            kv_dtype: one of ``kv_dtypes``; the default when None.
 
         Raises:
             CapacityError: there is not enough memory.

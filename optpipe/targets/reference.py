@@ -13,11 +13,11 @@ from torch import fx
 
 from ..errors import CapacityError, RequestError
 from ..graph.interpreter import Interpreter
-from ..graph.nodes import input_name, value
+from ..graph.nodes import args_of, input_name, is_call, is_tensor, value
 from ..program import Program
 from ..weights.cache import WeightCache, half_of_memory
 from ..weights.store import Weights
-from .protocol import CacheSpec, Ints, StepInputs, StepResult
+from .protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
 
 # where a step's arrays go among the inputs of a graph
 INPUTS = {"token_ids": "input_ids", "positions": "position_ids"}
@@ -54,16 +54,47 @@ class ReferenceExecutor:
         cache: WeightCache | None = None,
     ) -> None:
         self._device = usable_device(device)
-        kept = WeightCache(half_of_memory()) if cache is None else cache
-        self._interpreter = Interpreter(gm, weights, dtype, self._device, kept)
+        self._kept = WeightCache(half_of_memory()) if cache is None else cache
+        self._interpreter = Interpreter(gm, weights, dtype, self._device, self._kept)
         self._inputs = {input_name(node): node for node in gm.graph.nodes if node.op == "placeholder"}
         self._caches: dict[str, torch.Tensor] = {}
         output = next(node for node in gm.graph.nodes if node.op == "output").args[0]
         self.vocab_size = int(value(output).shape[-1])
         self.cache_spec = self._spec()
 
-    def allocate(self, num_blocks: int) -> None:
+    batch_invariant = False  # torch picks another order of summation for another number of rows
+
+    @property
+    def kv_dtypes(self) -> tuple[str, ...]:
+        """The dtype that the graph is run in, and no other."""
+        return ("f64" if self._interpreter.dtype is torch.float64 else "f32",)
+
+    def block_bytes(self, kv_dtype: str | None = None) -> int:
+        """See ``Executor.block_bytes``."""
+        self._check_kv_dtype(kv_dtype)
+        assert self.cache_spec is not None, "an artifact without a cache has no blocks"
+        return self.cache_spec.block_bytes(self._interpreter.dtype.itemsize)
+
+    def memory(self, *, tokens: int, rows: int) -> MemoryNeeds:
+        """See ``Executor.memory``. Weights count as far as they are kept; the workspace is an estimate."""
+        wide = self._interpreter.dtype.itemsize
+        weights, widest = 0, 1
+        for node in self._interpreter.gm.graph.nodes:
+            kind = value(node)
+            if node.op == "get_attr":
+                weights += kind.numel() * (wide if kind.is_floating_point() else kind.dtype.itemsize)
+            elif is_call(node, torch.ops.optpipe.quant_linear):  # its values are kept beside the words
+                weights += value(args_of(node)[1]).numel() * (32 // int(node.kwargs["bits"])) * wide
+            elif is_tensor(node) and kind.dim() == 2 and isinstance(kind.shape[-1], int):
+                widest = max(widest, kind.shape[-1] if kind.shape[-1] < self.vocab_size else 1)
+        # Rows of logits exist on the device and on the host; of the activations a handful live at once.
+        workspace = wide * (2 * rows * self.vocab_size + 6 * tokens * widest)
+        free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
+        return MemoryNeeds(min(weights, self._kept.budget), workspace, free)
+
+    def allocate(self, num_blocks: int, *, kv_dtype: str | None = None) -> None:
         """See ``Executor.allocate``."""
+        self._check_kv_dtype(kv_dtype)
         self._caches = {}
         self._caches = self._new_caches(num_blocks)
 
@@ -88,14 +119,18 @@ class ReferenceExecutor:
         """See ``Executor.logits``."""
         return self.logits_of([token_ids], [np.arange(len(token_ids)) if rows is None else rows])[0]
 
-    def logits_of(self, sequences: Sequence[Ints], rows: Sequence[Ints]) -> list[NDArray[Any]]:
+    def logits_of(
+        self, sequences: Sequence[Ints], rows: Sequence[Ints], begins: Sequence[int] | None = None
+    ) -> list[NDArray[Any]]:
         """Logits of several whole sequences, each as if it were alone, reading every weight once.
 
         Args:
             sequences: token ids [T] of each.
             rows: [R] of each, the tokens whose logits are wanted.
+            begins: the position that each is told to begin from, with nothing before it; 0 when None.
         """
-        lanes = [self._whole(ids, wanted) for ids, wanted in zip(sequences, rows, strict=True)]
+        begins = [0] * len(sequences) if begins is None else begins
+        lanes = [self._whole(*lane) for lane in zip(sequences, rows, begins, strict=True)]
         outs = self._interpreter.run_many(lanes)
         batched = value(self._inputs["input_ids"]).dim() == 2
         results = []
@@ -106,11 +141,12 @@ class ReferenceExecutor:
             )
         return results
 
-    def _whole(self, token_ids: Ints, rows: Ints) -> dict[str, torch.Tensor]:
-        """Inputs for one sequence, with a cache of its own."""
+    def _whole(self, token_ids: Ints, rows: Ints, begin: int) -> dict[str, torch.Tensor]:
+        """Inputs for one sequence, with a cache of its own. Only its positions are shifted by ``begin``."""
         check_tokens(token_ids, self.vocab_size)
         block = 1 if self.cache_spec is None else self.cache_spec.block_size
-        step = replace(one_sequence(token_ids, block), logit_rows=rows)
+        step = one_sequence(token_ids, block)
+        step = replace(step, logit_rows=rows, positions=step.positions + begin)
         arrays = {
             INPUTS.get(field.name, field.name): _tensor(getattr(step, field.name)) for field in fields(step)
         }
@@ -126,6 +162,13 @@ class ReferenceExecutor:
         wide = torch.promote_types(self._interpreter.dtype, torch.float32)
         array: NDArray[Any] = logits.to(wide).cpu().numpy()
         return array
+
+    def _check_kv_dtype(self, kv_dtype: str | None) -> None:
+        if kv_dtype is not None and kv_dtype not in self.kv_dtypes:
+            raise CapacityError(
+                f"The target 'reference' cannot keep its cache as '{kv_dtype}'.",
+                hint=f"it has {self.kv_dtypes[0]} only",
+            )
 
     def _new_caches(self, num_blocks: int) -> dict[str, torch.Tensor]:
         where: dict[str, Any] = {"dtype": self._interpreter.dtype, "device": self._device}

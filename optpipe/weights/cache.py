@@ -22,6 +22,7 @@ class WeightCache:
     """
 
     def __init__(self, budget: int) -> None:
+        self.budget = budget
         self._left = budget
         self._kept: dict[tuple[int, Hashable], tuple[LazyWeight, torch.Tensor]] = {}
 
@@ -42,7 +43,6 @@ class WeightCache:
             self._left -= size
             self._kept[key] = (weight, tensor)  # the weight too, so that its id stays its own
         return tensor
-
 
     def retain(self, weights: Iterable[LazyWeight]) -> None:
         """Let go of everything made of other weights than these."""
