@@ -218,7 +218,7 @@ class _Run:
         begun = time.perf_counter()
         self.progress("trace", 0, None)
         traced = trace(self.model, self.source.weights)
-        probes = self.closing.enter_context(probes_for(self.source, traced, calibration))
+        probes = self.closing.enter_context(probes_for(self.model, self.source, traced, calibration))
         measured, findings = (
             (None, ()) if not verify else check_trace(self.model, self.source, traced, probes, max_kld)
         )

@@ -1,9 +1,11 @@
 """Whether a graph keeps its contract, measured on the real weights.
 
-lossless   |graph − baseline| ≤ 4 × the source's noise, on probes longer than every window
+lossless   |graph − baseline| ≤ 4 × the source's noise, on probes longer than every window, and on one at
+           the model's last positions
 packed     a paged graph gives each of several packed, chunked and interleaved sequences what it gives
            that sequence alone: what catches a model that mixes tokens outside attention
-lossy      mean KL(source ‖ graph) ≤ the budget, on text
+lossy      mean KL(source ‖ graph) ≤ the budget, on text; ≤ 4 × the budget at the model's last positions
+exact      for small models in float64: a row does not change with the rows that are run beside it
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ Rows: TypeAlias = NDArray[np.floating[Any]]
 Part: TypeAlias = tuple[int, int, int]
 
 NOISE_FACTOR = 4.0
+FAR_FACTOR = 4.0  # of a lossy budget: a dozen tokens scatter, and a wrong table costs nats
 EXACT_TOLERANCE = 1e-9  # float64, relative to the largest logit (and 1 at least)
 EXACT_BYTES = 64 << 20  # weights up to this size are checked in float64 too
 
@@ -74,16 +77,33 @@ class Subject:
         for group in self.probes.groups(probes):
             yield from map(
                 torch.from_numpy,
-                self.executor.logits_of([p.ids.numpy() for p in group], [p.rows.numpy() for p in group]),
+                self.executor.logits_of(
+                    [p.ids.numpy() for p in group], [p.rows.numpy() for p in group], [p.begin for p in group]
+                ),
             )
 
 
-def check_lossless(subject: Subject, probes: list[Probe], baseline: list[Stored], noise: float) -> Finding:
-    """The graph against the logits it has to reproduce."""
-    worst = max(
-        stored.difference(logits) for logits, stored in zip(subject.logits(probes), baseline, strict=True)
-    )
-    return Finding("|Δ logit|", worst, NOISE_FACTOR * noise)
+def check_lossless(
+    subject: Subject, probes: Sequence[Probe], baseline: Sequence[Stored], noise: float
+) -> tuple[Finding, ...]:
+    """The graph against the logits it has to reproduce: from position 0 on, and at the last positions."""
+    worst: dict[str, float] = {}
+    for probe, difference in zip(probes, _differences(subject, probes, baseline), strict=True):
+        check = "|Δ logit, last positions|" if probe.begin else "|Δ logit|"
+        worst[check] = max(worst.get(check, 0.0), difference)
+    return tuple(Finding(check, value, NOISE_FACTOR * noise) for check, value in worst.items())
+
+
+def check_rows(
+    check: str, subject: Subject, probes: Sequence[Probe], baseline: Sequence[Stored], noise: float
+) -> Finding:
+    """The same over all probes together, under a name of its own."""
+    return Finding(check, max(_differences(subject, probes, baseline)), NOISE_FACTOR * noise)
+
+
+def _differences(subject: Subject, probes: Sequence[Probe], baseline: Sequence[Stored]) -> Iterator[float]:
+    for logits, stored in zip(subject.logits(probes), baseline, strict=True):
+        yield stored.difference(logits)
 
 
 def check_lossy(subject: Subject, probes: list[Probe], source: list[Stored]) -> Quality:
@@ -94,6 +114,28 @@ def check_lossy(subject: Subject, probes: list[Probe], source: list[Stored]) -> 
     return meter.result()
 
 
+def divergence(quality: Quality, bound: float) -> Finding:
+    """A measured quality against its budget."""
+    return Finding("KL", float("inf") if quality.kld is None else quality.kld, bound)
+
+
+def check_far(
+    probes: Probes, graph: Sequence[Stored], source: Sequence[Stored], bound: float
+) -> tuple[Finding, ...]:
+    """The divergence at the model's last positions.
+
+    Args:
+        graph, source: logits on ``probes.lossless``.
+    """
+    if not probes.far:
+        return ()
+    meter = Meter()
+    for probe, mine, theirs in list(zip(probes.lossless, graph, source, strict=True))[-len(probes.far) :]:
+        meter.update(probe.ids, mine.chunks(), theirs.chunks(), rows=probe.rows)
+    found = divergence(meter.result(), FAR_FACTOR * bound)
+    return (replace(found, check="KL, last positions"),)
+
+
 def check_packed(subject: Subject, noise: float) -> Finding:
     """A paged graph over packed, chunked, interleaved sequences against each sequence alone."""
     worst, _ = _packed_difference(subject)
@@ -101,11 +143,29 @@ def check_packed(subject: Subject, noise: float) -> Finding:
 
 
 def check_exact(gm: fx.GraphModule, weights: Weights, probes: Probes) -> Finding:
-    """The packed check in float64, where nothing but a real difference is left."""
-    worst, largest = _packed_difference(
-        Subject(gm, weights, probes, WeightCache(EXACT_BYTES * 2), torch.float64)
+    """A row against the same row in other company, in float64, where nothing but a real difference is left.
+
+    A paged graph's sequences are packed; of another graph's the first is cut shorter.
+    """
+    subject = Subject(gm, weights, probes, WeightCache(EXACT_BYTES * 2), torch.float64)
+    worst, largest = _packed_difference(subject) if subject.paged else _split_difference(subject)
+    check = "|Δ packed, float64|" if subject.paged else "|Δ split, float64|"
+    return Finding(check, worst, EXACT_TOLERANCE * max(1.0, largest))
+
+
+def _split_difference(subject: Subject) -> tuple[float, float]:
+    """How far rows of a sequence are from those of its beginnings alone, and the largest logit."""
+    whole = subject.probes.exact[0]
+    tokens = len(whole.ids)
+    cuts = sorted({cut for cut in (tokens // 2, tokens - 3) if cut > 1})
+    parts = [Probe(whole.ids[:cut], whole.rows[whole.rows < cut]) for cut in cuts]
+    together, *alone = (logits.numpy() for logits in subject.logits([whole, *parts]))
+    if not all(np.isfinite(logits).all() for logits in (together, *alone)):
+        return float("inf"), 0.0
+    worst = max(
+        (float(np.abs(rows - together[: len(rows)]).max()) for rows in alone if len(rows)), default=0.0
     )
-    return Finding("|Δ packed, float64|", worst, EXACT_TOLERANCE * max(1.0, largest))
+    return worst, float(np.abs(together).max())
 
 
 def _packed_difference(subject: Subject) -> tuple[float, float]:

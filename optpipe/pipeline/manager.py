@@ -111,7 +111,7 @@ class Measured:
 
     Attributes:
         probes: the text.
-        source: the source's logits on ``probes.exact`` and on ``probes.text``.
+        source: the source's logits on ``probes.lossless`` and on ``probes.text``.
         noise: the source's own, in a logit.
         cache: keeps weights between runs.
         max_kld: the budget that replaces every lossy pass's own, or None.
@@ -228,13 +228,13 @@ class Manager:
         contract = p.contract()
         if isinstance(contract, Lossy):
             return self._measure_lossy(p, contract, subject)
-        findings = [
-            require(checks.check_lossless(subject, probes.exact, self._baseline, self.measured.noise), p.name)
-        ]
+        noise = self.measured.noise
+        found = checks.check_lossless(subject, probes.lossless, self._baseline, noise)
+        findings = [require(finding, p.name) for finding in found]
         if subject.paged:
-            findings.append(require(checks.check_packed(subject, self.measured.noise), p.name))
-            if stored_bytes(gm, weights) <= checks.EXACT_BYTES:
-                findings.append(require(checks.check_exact(gm, weights, probes), p.name))
+            findings.append(require(checks.check_packed(subject, noise), p.name))
+        if stored_bytes(gm, weights) <= checks.EXACT_BYTES:
+            findings.append(require(checks.check_exact(gm, weights, probes), p.name))
         return tuple(findings), None
 
     def _measure_lossy(
@@ -246,11 +246,12 @@ class Manager:
         self._budget += contract.max_kld
         bound = self._budget if self.measured.max_kld is None else self.measured.max_kld
         quality = checks.check_lossy(subject, probes.text, self.measured.source[1])
-        kld = quality.kld if quality.kld is not None else float("inf")
-        finding = require(Finding("KL", kld, bound), p.name)
-        self._baseline = [probes.keep(logits) for logits in subject.logits(probes.exact)]
+        findings = [require(checks.divergence(quality, bound), p.name)]
+        self._baseline = [probes.keep(logits) for logits in subject.logits(probes.lossless)]
+        far = checks.check_far(probes, self._baseline, self.measured.source[0], bound)
+        findings += [require(finding, p.name) for finding in far]
         self.quality = quality
-        return (finding,), quality
+        return tuple(findings), quality
 
     def check_whole(self) -> None:
         """Measure what the whole pipeline made against the source, once more and as it will be run."""
@@ -259,8 +260,7 @@ class Manager:
         bound = self._budget if self.measured.max_kld is None else self.measured.max_kld
         subject = Subject(self.gm, self.weights, self.measured.probes, self.measured.cache)
         self.quality = checks.check_lossy(subject, self.measured.probes.text, self.measured.source[1])
-        kld = self.quality.kld if self.quality.kld is not None else float("inf")
-        require(Finding("KL", kld, bound), "whole pipeline")
+        require(checks.divergence(self.quality, bound), "whole pipeline")
 
 
 def tell(hook: str, p: Pass, cx: PassContext) -> None:

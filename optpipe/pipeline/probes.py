@@ -26,6 +26,7 @@ ROW_BYTES = 96 << 20  # logits of one probe at once
 TEXT_WINDOWS = 4
 LOSSLESS_TOKENS = 128
 LOSSLESS_ROWS = 64
+FAR_TOKENS = 16  # of the probe at the end of the context
 SLAB_ROWS = 64
 ULPS = 8  # of the largest logit: a measurement of noise on few rows can come out at nothing
 
@@ -37,10 +38,12 @@ class Probe:
     Attributes:
         ids: [T] token ids.
         rows: [R] rows, ascending.
+        begin: the position of the first token.
     """
 
     ids: torch.Tensor
     rows: torch.Tensor
+    begin: int = 0
 
 
 class Stored:
@@ -91,11 +94,14 @@ class Probes:
         encode: text → ids; None for a model without a tokenizer, which is probed with random ids.
         span: the longest window or chunk of the model's attention; probes are longer.
         context: the most tokens the model takes, or None.
+        positions: how many positions the model can be told to begin from; 0 when it counts tokens itself.
         calibration: text for calibrated algorithms; the standard library's documentation when None.
         together: bytes of logits that may be in memory at once; more probes run side by side with more.
 
     Attributes:
         exact: probes for lossless contracts: few rows, longer than every window.
+        far: a short one at the model's last positions, where a table that is cut or a rounded angle shows;
+            none when ``exact`` reaches them, or the model takes no positions.
         text: probes for lossy contracts: windows of 512 tokens that calibration does not see.
         sequences: three of unlike lengths, to be packed together.
     """
@@ -107,6 +113,7 @@ class Probes:
         *,
         span: int = 0,
         context: int | None = None,
+        positions: int = 0,
         calibration: str | None = None,
         together: int = ROW_BYTES,
     ) -> None:
@@ -114,16 +121,23 @@ class Probes:
         self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count = 0
         self._vocabulary = vocabulary
-        self._together = together
         limit = context or 1 << 30
         length = min(max(LOSSLESS_TOKENS, span + LOSSLESS_TOKENS // 2), limit)
         self._fits = max(ROW_BYTES // (4 * vocabulary), 8)
         exact = self._windows(encode, evaluation_text, 2, length, seed=1)
         self.exact = [Probe(ids, self._rows(len(ids), LOSSLESS_ROWS)) for ids in exact]
+        self.far = self._at_the_end(exact[-1][-FAR_TOKENS:], positions) if positions > length else []
+        held = sum(len(probe.rows) for probe in (*self.exact[-1:], *self.far))
+        self._together = max(together, held * vocabulary * 4)  # the far probe costs no reading of weights
         text = self._windows(encode, evaluation_text, TEXT_WINDOWS, min(WINDOW, limit), seed=2)
         self.text = [Probe(ids, self._rows(len(ids), self._fits)) for ids in text]
         self.sequences = self._unlike(exact)
         self._encode, self._calibration, self._limit = encode, calibration, limit
+
+    @property
+    def lossless(self) -> list[Probe]:
+        """``exact`` and ``far``."""
+        return [*self.exact, *self.far]
 
     def calibration(self, count: int) -> list[torch.Tensor]:
         """``count`` windows [T] of text for calibrated algorithms; none of them is a probe."""
@@ -171,6 +185,9 @@ class Probes:
         first, second = exact[0], exact[-1]
         parts = (first, second[len(second) // 2 :], first[5 : 5 + max(len(first) // 3, 2)])
         return [Probe(ids, self._rows(len(ids), self._fits // 3)) for ids in parts]
+
+    def _at_the_end(self, ids: torch.Tensor, positions: int) -> list[Probe]:
+        return [Probe(ids, self._rows(len(ids), self._fits // 8), positions - len(ids))]
 
     def _rows(self, tokens: int, wanted: int) -> torch.Tensor:
         count = min(wanted, self._fits, tokens)

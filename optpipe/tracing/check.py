@@ -13,10 +13,10 @@ from ..errors import TraceError
 from ..graph.nodes import is_call, value
 from ..pipeline import checks
 from ..pipeline.checks import Finding
-from ..pipeline.manager import Measured
+from ..pipeline.manager import Measured, stored_bytes
 from ..pipeline.probes import Logits, Probe, Probes, Stored, measure_noise
 from ..weights.cache import WeightCache
-from .eager import EagerModel
+from .eager import EagerModel, forward_parameters, position_offset
 from .trace import Traced
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ TOGETHER_SHARE = 0.2  # of the checkpoint, for logits of probes that run side by
 CONTEXT = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
-def probes_for(source: ModelSource, traced: Traced, calibration: str | None = None) -> Probes:
+def probes_for(
+    model: nn.Module, source: ModelSource, traced: Traced, calibration: str | None = None
+) -> Probes:
     """Text to measure a model on: longer than its windows, in its own tokens when it brings a tokenizer."""
-
     output = next(node for node in traced.gm.graph.nodes if node.op == "output").args[0]
     spans = [
         int(node.kwargs.get(name) or 0)
@@ -45,9 +46,17 @@ def probes_for(source: ModelSource, traced: Traced, calibration: str | None = No
         _encoder(source),
         span=max(spans, default=0),
         context=context,
+        positions=_positions(model, context),
         calibration=calibration,
         together=int(TOGETHER_SHARE * source.bytes),
     )
+
+
+def _positions(model: nn.Module, context: int | None) -> int:
+    """How many positions a model with a known context can be told; 0 when it counts tokens itself."""
+    if context is None or "position_ids" not in forward_parameters(model):
+        return 0
+    return max(context - position_offset(model), 0)
 
 
 def _encoder(source: ModelSource) -> Callable[[str], list[int]] | None:
@@ -72,6 +81,7 @@ def check_trace(
     cache = WeightCache(CACHE_BYTES + int(CACHE_SHARE * source.bytes))
     eager = EagerModel(model, source.weights, "eager", cache).logits
     exact = _logits(eager, probes, probes.exact)
+    far = [probes.keep(eager(probe.ids[None], probe.rows, probe.begin)[0]) for probe in probes.far]
     fused = EagerModel(model, source.weights, "sdpa", cache).logits if _has_fused(model) else None
     noise = measure_noise(probes.exact, exact, eager, fused).value
     shorter = [
@@ -79,18 +89,30 @@ def check_trace(
         for p in probes.exact
     ]
     subject = checks.Subject(traced.gm, traced.weights, probes, cache)
-    findings = (
-        checks.check_lossless(subject, probes.exact, exact, noise),
-        checks.check_lossless(subject, shorter, _logits(eager, probes, shorter), noise),
+    shortened = checks.check_rows(
+        "|Δ logit, shorter|", subject, shorter, _logits(eager, probes, shorter), noise
     )
+    findings = (*checks.check_lossless(subject, probes.lossless, exact + far, noise), shortened)
+    if stored_bytes(traced.gm, traced.weights) <= checks.EXACT_BYTES:
+        _require_one_meaning(model, split := checks.check_exact(traced.gm, traced.weights, probes))
+        findings = (*findings, split)
     for found in findings:
         if not found.holds:
             raise TraceError(
                 f"The graph of {type(model).__name__} differs from the model by {found.value:.3g} in a "
-                f"logit, and at most {found.bound:.3g} is allowed."
+                f"logit ({found.check}), and at most {found.bound:.3g} is allowed."
             )
     text = _logits(eager, probes, probes.text)
-    return Measured(probes, (exact, text), noise, cache, max_kld), findings
+    return Measured(probes, (exact + far, text), noise, cache, max_kld), findings
+
+
+def _require_one_meaning(model: nn.Module, split: Finding) -> None:
+    """Refuse a graph in which a row depends on the rows after it."""
+    if not split.holds:
+        raise TraceError(
+            f"The graph of {type(model).__name__} gives other logits to a sequence that is cut shorter: "
+            f"{split.check} is {split.value:.3g}, and at most {split.bound:.3g} is allowed."
+        )
 
 
 def _logits(model: Logits, probes: Probes, of: list[Probe]) -> list[Stored]:

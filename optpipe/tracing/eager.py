@@ -82,12 +82,13 @@ class EagerModel:
         self._lazy = {id(tensor): weights[name] for name, tensor in named if name in weights}
 
     @torch.no_grad()
-    def logits(self, ids: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor, rows: torch.Tensor | None = None, begin: int = 0) -> torch.Tensor:
         """Logits of sequences of one length.
 
         Args:
             ids: [N, T] int64.
             rows: [R] int64, the rows wanted of each, or None for all.
+            begin: the position of the first token of each; the model must take positions where it is not 0.
 
         Returns:
             [N, T or R, V] float32.
@@ -95,6 +96,10 @@ class EagerModel:
         select_attention(self._model, self._attention)
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         parameters = forward_parameters(self._model)
+        if begin:
+            assert "position_ids" in parameters, f"{type(self._model).__name__} takes no positions"
+            first = begin + position_offset(self._model)
+            inputs["position_ids"] = torch.arange(first, first + ids.shape[1]).expand(ids.shape)
         if rows is not None and "logits_to_keep" in parameters:
             inputs["logits_to_keep"] = rows
             rows = None

@@ -23,7 +23,7 @@ def build(folder: str) -> Iterator[NewManager]:
     source = resolve(folder)
     model = empty_model(source.config)
     traced = trace(model, source.weights)
-    with probes_for(source, traced) as probes:
+    with probes_for(model, source, traced) as probes:
         measured, _ = check_trace(model, source, traced, probes, None)
 
         def new(*, max_kld: float | None = None, verify: bool = True) -> Manager:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,6 +167,39 @@ def test_after_a_lossy_pass_a_lossless_one_is_held_to_what_that_made(manager):
         manager().run([lossy, Sabotage(scaled(1.001))])
 
 
+def forgetful(graph, cx):
+    """Positions from 500 on are all 500, as a table of 501 rows would have them."""
+    positions = next(node for node in graph.nodes if node.name == "position_ids")
+    (reader,) = [user for user in positions.users if user.op == "call_function"]
+    cx.replace(
+        reader,
+        lambda: cx.call(reader.target, cx.call(aten.clamp.default, positions, None, 500), *reader.args[1:]),
+    )
+
+
+def test_a_mistake_that_shows_only_at_the_last_positions_is_caught(manager, paged):
+    for made in (manager, paged):
+        with pytest.raises(ContractError, match=r"\|Δ logit, last positions\| is"):
+            made().run([Sabotage(forgetful)])
+
+
+def test_no_other_probe_sees_that_mistake(paged, monkeypatch):
+    done = paged()
+    measured = done.measured
+    monkeypatch.setattr(measured.probes, "far", [])
+    done.measured = dataclasses.replace(
+        measured, source=(measured.source[0][: len(measured.probes.exact)], measured.source[1])
+    )
+    done.__post_init__()  # takes the baseline
+    done.run([Sabotage(forgetful)])
+    assert all(finding.holds for finding in done.records[0].findings)
+
+
+def test_a_lossy_pass_is_held_to_its_budget_at_the_last_positions_too(paged):
+    with pytest.raises(ContractError, match="'sabotage' broke its contract: KL, last positions is"):
+        paged().run([Sabotage(forgetful, Lossy(max_kld=1e-3))])
+
+
 def counted(drift=1.0):
     """Read positions from the row's number, as far as ``drift`` goes: right for one sequence alone."""
 
@@ -205,26 +239,38 @@ def test_no_mistake_is_none(paged):
     done.run([Sabotage(counted(drift=0.0))])
     assert [finding.check for finding in done.records[0].findings] == [
         "|Δ logit|",
+        "|Δ logit, last positions|",
         "|Δ packed|",
         "|Δ packed, float64|",
     ]
 
 
-def mixed(graph, cx):
+def mixed(share=1e-4):
     """Add to every token a little of the mean over tokens of its step."""
-    node = linears(cx, "layers.0.mlp.up_proj")[0]
 
-    def build():
-        again = cx.call(aten.linear.default, *node.args)
-        mean = cx.call(aten.mean.dim, again, [0], True)
-        return cx.call(aten.add.Tensor, again, cx.call(aten.mul.Tensor, mean, 1e-4))
+    def deed(graph, cx):
+        node = linears(cx, "layers.0.mlp.up_proj")[0]
 
-    cx.replace(node, build)
+        def build():
+            again = cx.call(aten.linear.default, *node.args)
+            mean = cx.call(aten.mean.dim, again, [0], True)
+            return cx.call(aten.add.Tensor, again, cx.call(aten.mul.Tensor, mean, share))
+
+        cx.replace(node, build)
+
+    return deed
 
 
 def test_mixing_tokens_is_caught(paged):
     with pytest.raises(ContractError, match="sabotage"):
-        paged().run([Sabotage(mixed)])
+        paged().run([Sabotage(mixed())])
+
+
+def test_mixing_below_float32_noise_is_caught_in_a_graph_that_is_not_paged(manager):
+    done = manager()
+    done.run(plan("")[:3])
+    with pytest.raises(ContractError, match=r"\|Δ split, float64\| is"):
+        done.run([Sabotage(mixed(share=1e-7))])
 
 
 def lie_about_a_shape(graph, cx):
