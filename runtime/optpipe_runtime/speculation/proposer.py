@@ -1,9 +1,9 @@
-"""What a proposer is: it guesses the tokens that come next, and a step of the model checks all guesses at once.
+"""What a proposer is: it guesses the tokens that come next, and one step of the model checks all guesses.
 
 Every proposer is a deterministic function of the tokens so far (and of what it has seen of other requests).
-The model's own choice at each guessed position, drawn with that position's own random number, decides: guesses
-are kept up to the first that differs from it. That is exact rejection sampling with q = 1 at the guess, so a
-proposer, however bad, changes how long a text takes and never the text.
+The model's own choice at each guessed position, drawn with that position's own random number, decides:
+guesses are kept up to the first that differs from it. That is exact rejection sampling with q = 1 at the
+guess, so a proposer, however bad, changes how long a text takes and never the text.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Ask:
 class Proposer(Protocol):
     """Guesses what comes next. Called between two steps, so it has microseconds, not milliseconds.
 
-    A proposer indexes what is new in an ask's tokens when it is asked: a sequence that is not asked about costs
-    nothing, and one that is asked about again is caught up with.
+    A proposer indexes what is new in an ask's tokens when it is asked: a sequence that is not asked about
+    costs nothing, and one that is asked about again is caught up with.
 
     Attributes:
         name: as the configuration and the metrics spell it.
@@ -48,7 +48,7 @@ class Proposer(Protocol):
     cost_unit: Literal["ask", "round"]
 
     def propose(self, asks: Sequence[Ask]) -> list[list[int]]:
-        """Up to ``limit`` drafts for each ask, in the order of the asks; an empty list where nothing is known."""
+        """Up to ``limit`` drafts for each ask, in their order; an empty list where nothing is known."""
         ...
 
     def finish(self, sequence_id: int) -> None:
