@@ -33,6 +33,7 @@ Part: TypeAlias = tuple[int, int, int]
 NOISE_FACTOR = 4.0
 FAR_FACTOR = 4.0  # of a lossy budget: a dozen tokens scatter, and a wrong table costs nats
 EXACT_TOLERANCE = 1e-9  # float64, relative to the largest logit (and 1 at least)
+SPLIT_TOKENS = 256  # of the sequence that is cut shorter: attention in float64 takes memory
 EXACT_BYTES = 64 << 20  # weights up to this size are checked in float64 too
 
 
@@ -155,8 +156,9 @@ def check_exact(gm: fx.GraphModule, weights: Weights, probes: Probes) -> Finding
 
 def _split_difference(subject: Subject) -> tuple[float, float]:
     """How far rows of a sequence are from those of its beginnings alone, and the largest logit."""
-    whole = subject.probes.exact[0]
-    tokens = len(whole.ids)
+    longer = subject.probes.exact[0]
+    tokens = min(len(longer.ids), SPLIT_TOKENS)
+    whole = Probe(longer.ids[:tokens], longer.rows[longer.rows < tokens])
     cuts = sorted({cut for cut in (tokens // 2, tokens - 3) if cut > 1})
     parts = [Probe(whole.ids[:cut], whole.rows[whole.rows < cut]) for cut in cuts]
     together, *alone = (logits.numpy() for logits in subject.logits([whole, *parts]))
