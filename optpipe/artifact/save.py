@@ -18,6 +18,7 @@ from ..program.types import DTYPE_BYTES
 from ..weights.store import LazyWeight
 from .folder import hash_folder, written_whole
 from .hf import Obstacle, hf_form
+from .load import load_artifact
 from .manifest import NAME, CacheNeeds, CacheTensor, Manifest, check_file_name, write_manifest
 from .tensors import SHARD_BYTES, write_sharded, write_tensors
 
@@ -60,11 +61,12 @@ class Draft:
 def save_artifact(draft: Draft, target: Path, *, shard_bytes: int = SHARD_BYTES) -> Manifest:
     """Write ``draft`` as the folder ``target``; an artifact that is there already is replaced.
 
-    Memory: one tensor at a time, and of a large one 64 MB.
+    What was written is read back before the folder gets its name. Memory: one tensor at a time, and of a
+    large one 64 MB.
 
     Raises:
-        ArtifactError: something other than an artifact is at ``target``, or the disk refuses. Nothing is
-            left behind then.
+        ArtifactError: something other than an artifact is at ``target``, the disk refuses, or what is on it
+            is not what was written. Nothing is left behind then.
     """
     with written_whole(target) as folder:
         form = hf_form(draft.program, draft.weights, draft.model, draft.checkpoint, draft.config)
@@ -76,7 +78,8 @@ def save_artifact(draft: Draft, target: Path, *, shard_bytes: int = SHARD_BYTES)
         if constants:
             write_tensors(folder / CONSTANTS, constants)
         (folder / CONFIG).write_text(to_json(form.config))
-        (folder / GRAPH).write_text(print_program(draft.program), encoding="ascii")
+        text = print_program(draft.program)
+        (folder / GRAPH).write_text(text, encoding="ascii")
         copy_files(draft.files, folder)
         manifest = Manifest(
             pipeline=draft.pipeline,
@@ -92,7 +95,24 @@ def save_artifact(draft: Draft, target: Path, *, shard_bytes: int = SHARD_BYTES)
             files=hash_folder(folder),
         )
         write_manifest(folder, manifest)
+        _read_back(folder, manifest, text, target)
     return manifest
+
+
+def _read_back(folder: Path, manifest: Manifest, text: str, target: Path) -> None:
+    """Open what was just written as any reader will: hashes, graph, and the types of its weights."""
+    try:
+        opened = load_artifact(folder)
+        list(opened.weights)  # each is compared with what the graph says of it
+        same = opened.manifest == manifest and print_program(opened.program) == text
+        wrong = None if same else "it reads back as another one"
+    except ArtifactError as error:
+        wrong = error.message
+    if wrong is not None:
+        raise ArtifactError(
+            f"The artifact for '{target}' was not kept: {wrong.rstrip('.')}.",
+            hint="the disk may be failing; if not, this is a defect of optpipe",
+        )
 
 
 def copy_files(files: Mapping[str, bytes | Path], folder: Path) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from optpipe.artifact import save
 from optpipe.artifact.folder import check_target, written_whole
 from optpipe.artifact.load import load_artifact
-from optpipe.artifact.manifest import NAME
+from optpipe.artifact.manifest import NAME, Manifest, write_manifest
 from optpipe.artifact.save import Draft, save_artifact
 from optpipe.artifact.tensors import INDEX, write_sharded, write_tensors
 from optpipe.errors import ArtifactError
@@ -57,6 +59,51 @@ def test_an_artifact_is_replaced(tmp_path: Path) -> None:
     save_artifact(draft(pipeline="two"), tmp_path / "a")
     assert load_artifact(tmp_path / "a").manifest.pipeline == "two"
     assert leftovers(tmp_path) == ["a"]
+
+
+def _half_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save, "print_program", lambda program: GRAPH[:60])
+
+
+def _another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = iter([GRAPH.replace("%0", "%1"), GRAPH])
+    monkeypatch.setattr(save, "print_program", lambda program: next(texts))
+
+
+def _another_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"a.weight": TensorWeight(torch.zeros(4, 6))}
+    monkeypatch.setattr(save, "write_sharded", lambda folder, weights, **_: write_sharded(folder, wrong))
+
+
+def _a_flipped_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(folder: Path, manifest: Manifest) -> None:
+        write_manifest(folder, manifest)
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (folder / "model.safetensors").write_bytes(data)
+
+    monkeypatch.setattr(save, "write_manifest", write)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_half_a_graph, "graph.opt"),
+        (_another_graph, "reads back as another one"),
+        (_another_shape, "its graph says"),
+        (_a_flipped_bit, "was changed"),
+    ],
+)
+def test_what_does_not_read_back_is_not_kept(
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    spoil(monkeypatch)
+    with pytest.raises(ArtifactError, match=f"was not kept: .*{message}"):
+        save_artifact(draft(), tmp_path / "a")
+    assert leftovers(tmp_path) == []
 
 
 def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
