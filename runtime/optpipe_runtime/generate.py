@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from optpipe.errors import RequestError
 from optpipe.targets.protocol import Executor, StepInputs
 
-from .sampling import Sampler, Sampling
+from .sampling_simple import Sampler, Sampling
 
 CHUNK = 512  # prompt tokens a step; bounds the memory that a long prompt needs
 

@@ -45,7 +45,7 @@ def command(
 
     PROMPT is one user message of a chat when the artifact has a chat template; "-" reads it from stdin.
     """
-    from .sampling import Sampling
+    from .sampling_simple import Sampling
     from .text_model import open_text_model
 
     sampling = Sampling(**sampling_options)

@@ -14,7 +14,7 @@ from optpipe.targets.protocol import Executor
 
 from .chat import render_chat
 from .generate import Generated, generate
-from .sampling import Sampling
+from .sampling_simple import Sampling
 from .tokenizer import Tokenizer, context_length, load_tokenizer, stop_ids
 
 

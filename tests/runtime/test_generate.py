@@ -9,7 +9,7 @@ import optpipe_runtime.generate as module
 from optpipe.errors import RequestError
 from optpipe.targets.protocol import CacheSpec, StepResult
 from optpipe_runtime.generate import generate
-from optpipe_runtime.sampling import Sampling
+from optpipe_runtime.sampling_simple import Sampling
 
 V = 11
 PROMPT = [1, 2, 3]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optpipe.errors import KernelError, RequestError
-from optpipe_runtime.sampling import Sampler, Sampling, candidates
+from optpipe_runtime.sampling_simple import Sampler, Sampling, candidates
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.05, 0.35], dtype=np.float32))
 

@@ -1,0 +1,96 @@
+"""The largest values of a row, without sorting the row.
+
+A row of n values is folded into C columns: column c holds values c, c + C, c + 2C, …. The k-th largest of the
+columns' maxima is a lower bound of the k-th largest value, so that the k largest lie in the few columns whose
+maximum reaches it. One pass over the row finds the maxima; it is the only one that reads the row from memory.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optpipe.errors import KernelError, RequestError
+
+from .weights import Weights
+
+DEPTH = 64  # values a column; the pass keeps n / 64 maxima in the first-level cache
+UNFOLDED = 2048  # rows up to this size are their own maxima
+
+
+class Folded:
+    """A row and the maxima of its columns.
+
+    Attributes:
+        values: [n] float32.
+        peak: the largest of them.
+
+    Raises:
+        KernelError: a value is NaN or +inf, or the row was all -inf as it came from the model.
+    """
+
+    def __init__(self, values: NDArray[np.float32]) -> None:
+        size = len(values)
+        self.values = values
+        self._columns = size if size <= UNFOLDED else size // DEPTH
+        depth = size // self._columns
+        body = values[: depth * self._columns]
+        self._maxima: NDArray[np.float32] = body.reshape(depth, self._columns).max(axis=0)
+        rest = values[depth * self._columns :]
+        np.maximum(self._maxima[: len(rest)], rest, out=self._maxima[: len(rest)])
+        self.peak = checked_peak(float(self._maxima.max()))
+
+    def shortlist(self, count: int) -> NDArray[np.int64]:
+        """Ascending ids of at least the ``count`` largest values over -inf and all that equal them."""
+        if 2 * count > self._columns:
+            return self._scan(count)
+        bound = np.partition(self._maxima, self._columns - count)[self._columns - count]
+        if bound == -np.inf:
+            bound = np.finfo(np.float32).min
+        columns = np.flatnonzero(self._maxima >= bound)
+        depth = -(-len(self.values) // self._columns)
+        ids = (np.arange(depth)[:, None] * self._columns + columns).ravel()
+        ids = ids[: np.searchsorted(ids, len(self.values))] if depth == 1 else ids[ids < len(self.values)]
+        ids = ids[self.values[ids] >= bound]
+        ids.sort()
+        return ids
+
+    def top(self, count: int) -> NDArray[np.int64]:
+        """Ids of the ``count`` largest values over -inf, largest first, lower ids first among equals."""
+        ids = self.shortlist(count)
+        return ids[np.argsort(-self.values[ids], kind="stable")][:count]
+
+    def weigh(self, temperature: float, out: NDArray[np.float32]) -> Weights:
+        """exp((value - peak) / temperature) of every value, in ``out`` [at least n]."""
+        return Weights(scaled(self.values, self.peak, temperature, out[: len(self.values)]))
+
+    def threshold(self, count: int) -> float:
+        """The ``count``-th largest value."""
+        return float(np.partition(self.values, len(self.values) - count)[len(self.values) - count])
+
+    def _scan(self, count: int) -> NDArray[np.int64]:
+        bound = -np.inf if count >= len(self.values) else self.threshold(count)
+        return np.flatnonzero(self.values >= max(bound, float(np.finfo(np.float32).min)))
+
+
+def scaled(
+    values: NDArray[np.float32], peak: float, temperature: float, out: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """exp((value - peak) / temperature) in float32, the same bits for the same value wherever it stands."""
+    np.subtract(values, np.float32(peak), out=out)
+    np.multiply(out, np.float32(1 / temperature), out=out)
+    return np.exp(out, out=out)
+
+
+def checked_peak(peak: float) -> float:
+    """The largest value of a row, when it is one that a token can be chosen by.
+
+    Raises:
+        KernelError: it is NaN or +inf: the model failed.
+        RequestError: it is -inf: the request's rules leave no token.
+    """
+    if peak == -np.inf:
+        raise RequestError("No token may come next: the rules of the request exclude all.")
+    if not np.isfinite(peak):
+        raise KernelError("The model's logits are not numbers, so no token can be chosen.")
+    return peak

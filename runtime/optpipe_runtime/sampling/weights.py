@@ -1,0 +1,48 @@
+"""Weights of a row's tokens, and a choice among them by one random number.
+
+The order is that of token ids. Sums of blocks come first, so that a choice reads one block after them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 256  # summed in float32 by lanes; sums of blocks are added in float64
+
+
+class Weights:
+    """What each token weighs: not negative, not all 0.
+
+    Attributes:
+        values: [n] float32 or float64.
+        total: their sum.
+    """
+
+    __slots__ = ("_ends", "total", "values")
+
+    def __init__(self, values: NDArray[np.floating]) -> None:  # type: ignore[type-arg]
+        self.values = values
+        whole = len(values) // BLOCK * BLOCK
+        sums = np.einsum("ij->i", values[:whole].reshape(-1, BLOCK)).astype(np.float64)
+        rest = values[whole:].sum(dtype=np.float64)
+        self._ends = np.cumsum(np.append(sums, rest))
+        self.total = float(self._ends[-1])
+
+    def pick(self, uniform: float) -> int:
+        """The first token at which the running sum passes ``uniform`` · total.
+
+        Args:
+            uniform: from 0 up to 1.
+        """
+        target = uniform * self.total
+        block = int(np.searchsorted(self._ends, target, side="right"))
+        if block == len(self._ends):  # uniform · total was rounded up to the total
+            block = int(np.searchsorted(self._ends, self.total, side="left"))
+        before = float(self._ends[block - 1]) if block else 0.0
+        part = self.values[block * BLOCK : (block + 1) * BLOCK]
+        running = np.cumsum(part, dtype=np.float64)
+        place = int(np.searchsorted(running, target - before, side="right"))
+        if place == len(part):  # float32 and float64 sums of a block differ in their last bits
+            place = int(np.flatnonzero(part)[-1])
+        return block * BLOCK + place
