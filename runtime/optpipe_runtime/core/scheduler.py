@@ -1,87 +1,78 @@
-"""Who runs in the next step, with how many tokens, in which blocks."""
+"""Who runs in the next step, with how many tokens, in which blocks.
+
+There is no prefill phase and no decode phase. A sequence has tokens that are not computed yet: all of the
+prompt at first, one when it decodes. Each step gives every running sequence at least one token and shares the
+rest of one budget out in the policy's order, so long prompts run in chunks beside decoding.
+
+A plan is made in this order; each part takes only what the parts before it left:
+
+    1. make way   a waiting sequence that comes before a running one takes its place (priorities)
+    2. running    first in line first; who finds no block preempts the last in line, at worst itself
+    3. admission  waiting sequences from the head of the line, while the whole of each fits above the watermark
+                  (running prompts' blocks to come counted); nobody overtakes; not in a step that preempted
+    4. drafts     what tokens, rows and blocks are left; never at anyone's cost
+
+**Why it never livelocks.** Let S be the first in line of all unfinished sequences. If S waits, then 1 preempts
+from the end of the line until S fits; with nothing else running S always fits, because ``add`` refuses
+prompts larger than the cache and lowers ``max_len`` to it. So after 1 and 3 S runs, and as victims are
+taken from the end of the line and S is the first, it is never preempted: in 2 it takes the blocks of all others
+if it must, and the whole cache holds it. So every step computes at least one more token of S, and S ends
+after at most ``max_len`` steps. Under "fcfs" finitely many came before a sequence, so each gets its turn.
+"""
 
 from __future__ import annotations
 
 import collections.abc as abc
-from dataclasses import dataclass
+from bisect import bisect_left, insort
 from types import MappingProxyType
-from typing import Literal
 
-from .request import Sequence
-from .step_plan import Outcome, StepPlan
+from optpipe.errors import CapacityError, RequestError
+
+from .integrity import check_line, check_plan, check_sequence
+from .policy import POLICIES
+from .prefix_cache import PrefixCache
+from .request import Sequence, Status
+from .scheduler_config import SchedulerConfig, SchedulerStats
+from .step_plan import Outcome, SequenceStep, StepPlan
+
+__all__ = ["Scheduler", "SchedulerConfig", "SchedulerStats"]
 
 NO_DRAFTS: abc.Mapping[int, abc.Sequence[int]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """The limits of a scheduler.
-
-    Attributes:
-        num_blocks: blocks of the cache.
-        block_size: tokens a block.
-        max_num_seqs: sequences that run at once.
-        max_num_batched_tokens: tokens a step; every running sequence has at least one of them.
-        max_logit_rows: logit rows a step, which bounds the memory of the logits.
-        watermark: share of the blocks that must stay free when a sequence is admitted beside others.
-        policy: "fcfs" (first come, first served) or "priority" (lower numbers first, then as they came).
-        prefix_caching: whether blocks are found again by what they hold.
-        max_waiting: sequences that wait at once; more are refused.
-    """
-
-    num_blocks: int
-    block_size: int
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
-    max_logit_rows: int = 1024
-    watermark: float = 0.01
-    policy: Literal["fcfs", "priority"] = "fcfs"
-    prefix_caching: bool = True
-    max_waiting: int = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerStats:
-    """A moment's figures.
-
-    Attributes:
-        running: sequences that run.
-        waiting: sequences that wait, new or preempted.
-        blocks_used: blocks that some sequence owns.
-        blocks_cached: blocks that nobody owns and that the prefix cache can still find.
-        blocks_free: blocks with nothing in them. The three add up to all blocks.
-        prefix_queries: prompt tokens looked for in the prefix cache so far.
-        prefix_hits: those of them that were found.
-        preemptions: so far.
-    """
-
-    running: int
-    waiting: int
-    blocks_used: int
-    blocks_cached: int
-    blocks_free: int
-    prefix_queries: int
-    prefix_hits: int
-    preemptions: int
+def _order(sequence: Sequence) -> tuple[int, ...]:
+    return sequence.order
 
 
 class Scheduler:
     """Plans steps and commits what came of them, strictly in turn: plan, commit (or rollback), plan, …
 
+    ``add``, ``abort``, ``stats`` and ``drop_prefix_cache`` may come between a plan and its commit.
     Not thread-safe: one thread owns it.
     """
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
+        self._policy = POLICIES[config.policy]()
+        self._cache = PrefixCache(config.num_blocks, config.block_size, enabled=config.prefix_caching)
+        self._pool = self._cache.pool
+        self._block_size = config.block_size
+        self._unfinished: dict[int, Sequence] = {}
+        self._waiting: list[Sequence] = []  # in the policy's order, as is the next
+        self._running: list[Sequence] = []
+        self._out: StepPlan | None = None  # planned, not committed; then everything that runs is in it
+        self._aborted: set[int] = set()  # in the plan that is out
+        self._refused: tuple[int, int] | None = None  # (id, blocks freed so far) when it was not admitted
+        self._preemptions = 0
 
     @property
     def running(self) -> abc.Sequence[Sequence]:
         """The sequences that hold a place in the batch, first in line first. Do not keep it over a step."""
-        raise NotImplementedError
+        return self._running
 
     def decoding(self) -> list[Sequence]:
         """The running sequences that lack only their last token: those that drafts can help."""
-        raise NotImplementedError
+        return [sequence for sequence in self._running if len(sequence.tokens) - sequence.computed == 1]
 
     def add(self, sequence: Sequence) -> None:
         """Put a new sequence in the line, and lower its ``max_len`` to what the whole cache can hold.
@@ -90,17 +81,44 @@ class Scheduler:
 
         Raises:
             CapacityError: too many are waiting.
-            RequestError: the prompt alone is more than the whole cache holds.
+            RequestError: the prompt is empty, or alone more than the whole cache holds.
         """
-        raise NotImplementedError
+        assert sequence.id not in self._unfinished, f"{sequence} has the id of another"
+        assert sequence.status is Status.WAITING and not sequence.blocks, f"{sequence} is not new"
+        assert sequence.max_len >= sequence.prompt_len, f"{sequence.max_len = } < {sequence.prompt_len = }"
+        capacity = self.config.capacity
+        if not sequence.tokens:
+            raise RequestError("The prompt has no tokens; at least one is needed.")
+        if sequence.prompt_len > capacity:
+            raise RequestError(
+                f"The prompt has {sequence.prompt_len} tokens; the whole key-value cache holds {capacity}.",
+                hint="give the cache more memory, or shorten the prompt",
+            )
+        if len(self._waiting) >= self.config.max_waiting:
+            raise CapacityError(
+                f"The queue is full: {len(self._waiting)} sequences are waiting.", hint="try again later"
+            )
+        sequence.max_len = min(sequence.max_len, capacity + 1)  # the last token is never run
+        sequence.order = self._policy.order(sequence)
+        self._unfinished[sequence.id] = sequence
+        insort(self._waiting, sequence, key=_order)
 
     def abort(self, sequence_id: int) -> bool:
-        """End a sequence at any moment; in the middle of a step it ends when the step is committed.
+        """End a sequence at any moment; one that is in a step ends when the step is committed.
 
         Returns:
-            False when no such sequence waits or runs.
+            False when no such sequence waits or runs, or it is being aborted already.
         """
-        raise NotImplementedError
+        sequence = self._unfinished.get(sequence_id)
+        if sequence is None or sequence_id in self._aborted:
+            return False
+        if sequence.status is Status.RUNNING and self._out is not None:
+            self._aborted.add(sequence_id)
+            return True
+        line = self._waiting if sequence.status is Status.WAITING else self._running
+        del line[bisect_left(line, sequence.order, key=_order)]
+        self._end(sequence)
+        return True
 
     def plan(self, drafts: abc.Mapping[int, abc.Sequence[int]] = NO_DRAFTS) -> StepPlan | None:
         """The next step, or None when there is nothing to run.
@@ -109,7 +127,23 @@ class Scheduler:
             drafts: guesses of the next tokens, by sequence id. They are cut to what budget, rows, ``max_len``
                 and free blocks leave after everything else, and never cost another sequence its blocks.
         """
-        raise NotImplementedError
+        assert self._out is None, "the plan before is neither committed nor rolled back"
+        preempted: list[int] = []
+        if self._waiting:
+            self._make_way(preempted)
+        steps = self._run(preempted)
+        if self._waiting and not preempted:
+            self._admit_more(steps)
+        if not steps:
+            return None
+        if drafts:
+            self._add_drafts(steps, drafts)
+        tokens = rows = 0
+        for step in steps:
+            tokens += len(step.tokens)
+            rows += step.rows
+        self._out = StepPlan(tuple(steps), tokens, rows, tuple(preempted))
+        return self._out
 
     def commit(self, plan: StepPlan, outcomes: abc.Sequence[Outcome]) -> None:
         """Enter what a step gave: one outcome for each of ``plan.steps``, in their order.
@@ -118,26 +152,53 @@ class Scheduler:
         finished, aborted or at its ``max_len`` gives up its blocks and is FINISHED. The outcome of an aborted
         sequence is dropped.
         """
-        raise NotImplementedError
+        assert plan is self._out, "this plan is not the one that is out"
+        for step, outcome in zip(plan.steps, outcomes, strict=True):
+            _check_outcome(step, outcome)
+        self._out = None
+        ended = [
+            step.sequence
+            for step, outcome in zip(plan.steps, outcomes, strict=True)
+            if step.sequence.id in self._aborted or self._enter(step, outcome)
+        ]
+        self._end_running(ended)
 
     def rollback(self, plan: StepPlan) -> None:
         """Undo a plan whose step failed: every sequence is as it was before, without the plan's blocks.
 
-        Afterwards they can be aborted one by one or planned again; aborts that came during the step are done.
+        Who was admitted or preempted by it stays so. Afterwards the sequences can be aborted or planned again;
+        aborts that came during the step are carried out.
         """
-        raise NotImplementedError
+        assert plan is self._out, "this plan is not the one that is out"
+        self._out = None
+        for step in plan.steps:
+            self._trim(step.sequence)
+        self._end_running([step.sequence for step in plan.steps if step.sequence.id in self._aborted])
 
     def drop_prefix_cache(self) -> None:
         """Forget every cached block; what running sequences own stays theirs."""
-        raise NotImplementedError
+        self._cache.clear()
 
     def reset(self) -> None:
         """The cache's contents are lost: preempt everything that runs, and forget every cached block."""
-        raise NotImplementedError
+        assert self._out is None, "the plan that is out is neither committed nor rolled back"
+        while self._running:
+            self._preempt_last()
+        self._cache.clear()
 
     def stats(self) -> SchedulerStats:
         """The figures of this moment."""
-        raise NotImplementedError
+        pool = self._pool
+        return SchedulerStats(
+            running=len(self._running),
+            waiting=len(self._waiting),
+            blocks_used=pool.num_blocks - pool.available,
+            blocks_cached=pool.idle,
+            blocks_free=pool.available - pool.idle,
+            prefix_queries=self._cache.queries,
+            prefix_hits=self._cache.hits,
+            preemptions=self._preemptions,
+        )
 
     def check_integrity(self) -> None:
         """Verify every invariant, in time proportional to everything there is: for tests.
@@ -145,4 +206,225 @@ class Scheduler:
         Raises:
             AssertionError: one does not hold; the message has the values.
         """
-        raise NotImplementedError
+        check_line(self._waiting, Status.WAITING)
+        check_line(self._running, Status.RUNNING)
+        known = {sequence.id: sequence for sequence in (*self._waiting, *self._running)}
+        assert known == self._unfinished, f"{known = }, {self._unfinished = }"
+        assert len(self._running) <= self.config.max_running, f"{len(self._running)} run"
+        steps = {step.sequence.id: step for step in self._out.steps} if self._out else {}
+        assert self._aborted <= steps.keys(), f"{self._aborted = } outside the plan"
+        if self._out:
+            check_plan(self._out, self._running, self.config)
+        for sequence in known.values():
+            check_sequence(sequence, steps.get(sequence.id), self.config)
+        self._cache.check_integrity(self._running)
+
+    # -- the parts of a plan
+
+    def _make_way(self, preempted: list[int]) -> None:
+        """Let waiting sequences in that come before running ones, at the cost of the last in line."""
+        waiting, running = self._waiting, self._running
+        while waiting and running and waiting[0].order < running[-1].order:
+            first = waiting[0]
+            after = [sequence for sequence in running if sequence.order > first.order]
+            if self._pool.available + sum(len(s.blocks) for s in after) < self._blocks_for(len(first.tokens)):
+                return  # not even all of them would do
+            while not self._admit(first):
+                if not running[-1].order > first.order:
+                    return
+                preempted.append(self._preempt_last())
+
+    def _run(self, preempted: list[int]) -> list[SequenceStep]:
+        """A step for everyone who runs and is not preempted, first in line first."""
+        running = self._running
+        steps: list[SequenceStep] = []
+        tokens, rows = self.config.max_num_batched_tokens, self.config.max_logit_rows
+        while len(steps) < len(running):
+            after = len(running) - len(steps) - 1  # each of them keeps a token and a row
+            step = self._step(running[len(steps)], tokens - after, rows - after, preempted)
+            if step is None:
+                break  # it preempted itself, so it was the last
+            steps.append(step)
+            tokens -= len(step.tokens)
+            rows -= step.rows
+        return steps
+
+    def _admit_more(self, steps: list[SequenceStep]) -> None:
+        """Admit from the head of the line while there is room for whole sequences, and tokens for their start."""
+        waiting = self._waiting
+        tokens = self.config.max_num_batched_tokens - sum(len(step.tokens) for step in steps)
+        rows = self.config.max_logit_rows - sum(step.rows for step in steps)
+        while waiting and tokens > 0 and rows > 0:
+            first = waiting[0]
+            if self._running and self._refused == (first.id, self._pool.freed):
+                return
+            if not self._admit(first):
+                self._refused = (first.id, self._pool.freed)
+                return
+            step = self._step(first, tokens, rows, [])
+            assert step is not None, f"{first} was admitted without room"
+            steps.append(step)
+            tokens -= len(step.tokens)
+            rows -= step.rows
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Let the head of the line run, with what the prefix cache holds of it, if all of it fits."""
+        if len(self._running) >= self.config.max_running:
+            return False
+        found = self._cache.find(sequence)
+        if self._running and not self._fits(sequence, found):
+            return False
+        del self._waiting[0]
+        insort(self._running, sequence, key=_order)
+        self._pool.retain(found)
+        sequence.blocks += found
+        sequence.registered = len(found)
+        sequence.computed = len(found) * self._block_size
+        sequence.status = Status.RUNNING
+        if not sequence.preemptions:
+            sequence.cached = sequence.computed
+            self._cache.queries += sequence.prompt_len
+            self._cache.hits += sequence.cached
+        return True
+
+    def _fits(self, sequence: Sequence, found: list[int]) -> bool:
+        """Whether the watermark stays free once this sequence and everyone who runs have all their blocks."""
+        pool = self._pool
+        need = self._blocks_for(len(sequence.tokens)) - sum(pool.owners(block) > 0 for block in found)
+        promised = sum(self._blocks_for(len(other.tokens)) - len(other.blocks) for other in self._running)
+        return pool.available - promised - need >= self.config.watermark_blocks
+
+    def _step(self, sequence: Sequence, tokens: int, rows: int, preempted: list[int]) -> SequenceStep | None:
+        """Its next at most ``tokens`` tokens with at most ``rows`` rows, both at least 1, and their blocks."""
+        known, begin = sequence.tokens, sequence.computed
+        count = len(known) - begin
+        scoring = sequence.prompt_rows and sequence.scored < sequence.prompt_len
+        if count > 1:
+            count = min(count, tokens)
+            if scoring:
+                count = min(count, max(begin, sequence.scored) + rows - begin)
+        if begin + count > len(sequence.blocks) * self._block_size:
+            count = self._make_room(sequence, count, preempted)
+            if not count:
+                return None
+        end = begin + count
+        samples = end == len(known)
+        wanted = max(end - max(begin, sequence.scored), 0) if scoring else int(samples)
+        chunk = (known[begin],) if count == 1 else tuple(known[begin:end])
+        return SequenceStep(sequence, begin, chunk, 0, wanted, samples)
+
+    def _make_room(self, sequence: Sequence, count: int, preempted: list[int]) -> int:
+        """Blocks for as many of the next ``count`` tokens as there is room for, and at least one.
+
+        Returns:
+            For how many; 0 when it had to preempt itself.
+        """
+        while not (room := self._room(sequence, sequence.computed)):
+            preempted.append(self._preempt_last())
+            if sequence.status is Status.WAITING:
+                return 0
+        count = min(count, room)
+        self._extend(sequence, sequence.computed + count)
+        return count
+
+    def _add_drafts(self, steps: list[SequenceStep], drafts: abc.Mapping[int, abc.Sequence[int]]) -> None:
+        """Append drafts to the steps that sample, as far as what is left over goes."""
+        tokens = self.config.max_num_batched_tokens - sum(len(step.tokens) for step in steps)
+        rows = self.config.max_logit_rows - sum(step.rows for step in steps)
+        for index, step in enumerate(steps):
+            sequence = step.sequence
+            guesses = drafts.get(sequence.id)
+            if not guesses or not step.samples:
+                continue
+            known = len(sequence.tokens)
+            room = self._room(sequence, known)
+            count = min(len(guesses), tokens, rows, sequence.max_len - known - 1, room)
+            if count <= 0:
+                continue
+            self._extend(sequence, known + count)
+            tokens -= count
+            rows -= count
+            run = step.tokens + tuple(guesses[:count])
+            steps[index] = SequenceStep(sequence, step.begin, run, count, step.rows + count, True)
+
+    # -- the parts of a commit
+
+    def _enter(self, step: SequenceStep, outcome: Outcome) -> bool:
+        """Enter what one sequence got → whether it is to end."""
+        sequence, tokens = step.sequence, outcome.tokens
+        computed = step.begin + len(step.tokens) - step.drafts
+        if tokens:
+            sequence.tokens += tokens
+            computed += len(tokens) - 1  # the last was sampled, not run
+        sequence.computed = computed
+        if computed // self._block_size > sequence.registered:
+            self._cache.register(sequence)
+        if step.drafts:
+            self._trim(sequence)
+        if sequence.prompt_rows:
+            sequence.scored = max(sequence.scored, min(computed, sequence.prompt_len))
+        return outcome.finished or (step.samples and len(sequence.tokens) >= sequence.max_len)
+
+    def _end_running(self, ended: list[Sequence]) -> None:
+        for sequence in ended:
+            self._end(sequence)
+        if ended:
+            self._running = [sequence for sequence in self._running if sequence.status is Status.RUNNING]
+            self._aborted.clear()
+
+    def _end(self, sequence: Sequence) -> None:
+        self._let_go(sequence)
+        sequence.status = Status.FINISHED
+        del self._unfinished[sequence.id]
+
+    # -- blocks
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
+
+    def _room(self, sequence: Sequence, end: int) -> int:
+        """Slots after position ``end`` that its blocks and all that nobody owns would give it."""
+        return (len(sequence.blocks) + self._pool.available) * self._block_size - end
+
+    def _extend(self, sequence: Sequence, end: int) -> None:
+        """Give it blocks for ``end`` tokens; there must be enough."""
+        blocks = self._pool.allocate(self._blocks_for(end) - len(sequence.blocks))
+        assert blocks is not None, f"{sequence} was promised blocks for {end} tokens"
+        sequence.blocks += blocks
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Take away the blocks beyond what is computed."""
+        count = self._blocks_for(sequence.computed)
+        self._pool.release(reversed(sequence.blocks[count:]))
+        del sequence.blocks[count:]
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Take all its blocks, the last first: a chain is found from its head, so the head is evicted last."""
+        self._pool.release(reversed(sequence.blocks))
+        sequence.blocks.clear()
+
+    def _preempt_last(self) -> int:
+        """Back to the queue with the last in line, without its blocks → its id."""
+        sequence = self._running.pop()
+        self._let_go(sequence)
+        sequence.computed = sequence.registered = 0
+        sequence.status = Status.WAITING
+        sequence.preemptions += 1
+        self._preemptions += 1
+        insort(self._waiting, sequence, key=_order)
+        return sequence.id
+
+
+def _check_outcome(step: SequenceStep, outcome: Outcome) -> None:
+    """An engine's mistake must not get into the books."""
+    tokens = outcome.tokens
+    if not step.samples:
+        assert not tokens, f"{step.sequence}: tokens for a step that does not sample"
+        return
+    assert len(tokens) <= 1 + step.drafts, f"{step.sequence}: {len(tokens)} tokens after {step.drafts} drafts"
+    assert tokens or outcome.finished or len(step.sequence.tokens) == step.sequence.max_len, (
+        f"{step.sequence}: no token, and not finished"
+    )
+    if len(tokens) > 1:
+        drafts = step.tokens[-step.drafts :][: len(tokens) - 1]
+        assert tokens[:-1] == drafts, f"{step.sequence}: accepted {tokens[:-1]}, drafted {drafts}"

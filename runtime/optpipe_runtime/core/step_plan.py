@@ -1,8 +1,8 @@
 """What one step runs, and what came of it. Named tuples where one is made a sequence and step: they are cheap.
 
-    tokens of a SequenceStep      a a a a a d d        a: known tokens, d: drafts
-    logit rows                        r r r r r        the last ``rows`` of them
-    sampled rows                          s s s        when ``samples``: the last 1 + ``drafts``
+tokens of a SequenceStep      a a a a a d d        a: known tokens, d: drafts
+logit rows                        r r r r r        the last ``rows`` of them
+sampled rows                          s s s        when ``samples``: the last 1 + ``drafts``
 """
 
 from __future__ import annotations
