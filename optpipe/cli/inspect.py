@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import ArtifactError
 from .command import Command, json_option
 from .output import human_bytes, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..artifact import Artifact
+    from ..program import Node, Program
 
 
 @click.command(cls=Command, name="inspect")
@@ -23,25 +27,49 @@ def command(artifact: Path, text: bool, layer: int | None, as_json: bool) -> Non
     Without an option: parameters and bytes, operations, the pipeline that made it, and what was measured.
     """
     from ..artifact import load_artifact
-    from ..program import print_node, print_program
+    from .summary import summarize
+
+    if text and layer is not None:
+        raise click.UsageError("--text prints every layer; give it or --layer.")
+    opened = load_artifact(artifact, hashes=False)
+    opened.check_operations()
+    if text:
+        _print_text(opened.program, as_json)
+    elif layer is not None:
+        _print_layer(opened, layer, as_json)
+    elif as_json:
+        print_json(summarize(opened.program) | {"manifest": opened.manifest.to_json()})
+    else:
+        _print(summarize(opened.program) | {"manifest": opened.manifest.to_json()})
+
+
+def _print_text(program: Program, as_json: bool) -> None:
+    from ..program import print_program
+
+    printed = print_program(program)
+    if as_json:
+        print_json({"text": printed})
+    else:
+        click.echo(printed, nl=False)
+
+
+def _print_layer(opened: Artifact, layer: int, as_json: bool) -> None:
+    from ..program import print_node
     from .summary import layer_nodes, summarize
 
-    opened = load_artifact(artifact, hashes=False)
-    program = opened.program
-    if text:
-        click.echo(print_program(program), nl=False)
-        return
-    if layer is not None:
-        nodes = layer_nodes(program, layer)
-        if not nodes:
-            raise ArtifactError(f"'{artifact}' has no layer {layer}; it has {summarize(program)['layers']}.")
-        click.echo("\n".join(print_node(node) for node in nodes))
-        return
-    facts = summarize(program) | {"manifest": opened.manifest.to_json()}
+    nodes = layer_nodes(opened.program, layer)
+    if not nodes:
+        layers = summarize(opened.program)["layers"]
+        raise ArtifactError(f"'{opened.path}' has no layer {layer}; it has {layers}.")
     if as_json:
-        print_json(facts)
+        print_json({"layer": layer, "nodes": [_node_facts(node, print_node(node)) for node in nodes]})
     else:
-        _print(facts)
+        click.echo("\n".join(print_node(node) for node in nodes))
+
+
+def _node_facts(node: Node, text: str) -> dict[str, Any]:
+    results = {value.name: str(value.type) for value in node.results}
+    return {"operation": node.op, "path": node.path, "results": results, "text": text}
 
 
 def _print(facts: dict[str, Any]) -> None:

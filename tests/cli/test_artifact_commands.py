@@ -97,6 +97,7 @@ def test_explain_and_the_graph_are_printed_when_asked_for(model, tmp_path, capsy
         (["generate", "QUANTIZED", "hello", "--raw", "--system", "x"], 2, "--raw"),
         (["generate", "QUANTIZED", "word " * 999, "--raw"], 1, "the model takes 512"),
         (["inspect", "QUANTIZED", "--layer", "7"], 1, "no layer 7"),
+        (["inspect", "QUANTIZED", "--layer", "0", "--text"], 2, "--layer"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments, code, message, model, quantized, tmp_path, capsys):
@@ -132,6 +133,45 @@ def test_inspect_prints_one_layer(quantized, capsys):
     out = capsys.readouterr().out
     assert "model.layers.1.self_attn" in out
     assert "layers.0.self_attn" not in out
+
+
+def test_inspect_prints_json_of_whatever_is_asked(quantized, capsys):
+    from optpipe.program import parse_program
+
+    assert parse_program(answer(capsys, "inspect", quantized, "--text")["text"]).nodes
+    facts = answer(capsys, "inspect", quantized, "--layer", "1")
+    assert facts["layer"] == 1
+    assert "optpipe.paged_attention" in {node["operation"] for node in facts["nodes"]}
+    assert all(node["path"].startswith("model.layers.1") for node in facts["nodes"])
+    assert all(kind.startswith("f32[T") for node in facts["nodes"] for kind in node["results"].values())
+
+
+def resealed_with_an_unknown_operation(source, folder):
+    """A copy whose graph names an operation that nobody has, and whose hashes agree with it."""
+    from optpipe.artifact.folder import hash_folder
+    from optpipe.artifact.manifest import NAME, Manifest, read_manifest, write_manifest
+
+    shutil.copytree(source, folder)
+    text = (folder / "graph.opt").read_text()
+    (folder / "graph.opt").write_text(text.replace("optpipe.rms_norm(", "optpipe.rms_nrom("))
+    content = read_manifest(folder).to_json()
+    (folder / NAME).unlink()
+    write_manifest(folder, Manifest(**{**content, "cache": None, "files": hash_folder(folder)}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["inspect"], ["inspect", "--text"], ["inspect", "--layer", "0", "--json"], ["verify"], ["generate"]],
+)
+def test_an_unknown_operation_is_refused_whatever_is_asked(command, quantized, tmp_path, capsys):
+    folder = resealed_with_an_unknown_operation(quantized, tmp_path / "resealed")
+    name, *options = command
+    said = ["hello"] if name == "generate" else []
+    assert run([name, str(folder), *said, *options]) == 1
+    printed = capsys.readouterr()
+    assert "'optpipe.rms_nrom' is unknown" in printed.err
+    assert printed.out == ""
 
 
 def test_verify_holds_on_what_was_just_made(quantized, dense, capsys):
