@@ -1,6 +1,7 @@
 """What is in the wheel, what it takes to import it, and who may import whom."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -14,9 +15,9 @@ PACKAGES = {"optpipe", "optpipe_passes", "optpipe_kernels", "optpipe_runtime"}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built from what git tracks, without the network."""
-    source, built = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory):
+    """What git tracks, and what it will: the tree without anything that was built in it."""
+    source = tmp_path_factory.mktemp("source")
     tracked = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -28,18 +29,20 @@ def wheel(tmp_path_factory):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(built),
-        str(source),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
+    return source
+
+
+def build(source, built, **environment):
+    """The path of the wheel, built without the network."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), str(source)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | environment)
     (path,) = built.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    path = build(source, tmp_path_factory.mktemp("wheel"))
     with zipfile.ZipFile(path) as archive:
         yield path.name, archive
 
@@ -50,10 +53,20 @@ def test_holds_exactly_the_four_packages(wheel):
     assert {it for it in tops if not it.endswith(".dist-info")} == PACKAGES
 
 
-def test_is_pure(wheel):
+def test_holds_the_native_library_and_none_of_its_sources(wheel):
     name, archive = wheel
-    assert name.endswith("-py3-none-any.whl")
-    assert not [it for it in archive.namelist() if re.search(r"\.(so|pyc|c|cpp|h)$|__pycache__|/test_", it)]
+    assert re.search(r"-py3-none-linux_\w+\.whl$", name)
+    built = [it for it in archive.namelist() if re.search(r"\.(so|pyc|c|cpp|h|txt|map)$|__pycache__|/test_", it)]
+    assert [it for it in built if ".dist-info/" not in it] == ["optpipe_kernels/cpu/liboptpipe_cpu.so"]
+
+
+def test_without_a_compiler_the_wheel_is_pure(source, tmp_path):
+    path = build(source, tmp_path, CXX="/bin/false")
+    assert path.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(path) as archive:
+        held = archive.namelist()
+    assert "optpipe_kernels/cpu/library.py" in held
+    assert not [it for it in held if it.endswith((".so", ".cpp", ".h"))]
 
 
 def test_every_package_is_typed_and_whole(wheel):

@@ -1,0 +1,88 @@
+/* What a kernel is, and what it may use.
+ *
+ *     void op(const Call &c, int thread, int threads)
+ *
+ * Every thread of the pool calls it; it divides its work by `thread` and `threads`. Its rules:
+ *
+ * - Each output element has one order of reduction, whatever T, R, B and the number of threads: rows are bit-equal
+ *   alone and in a batch.
+ * - Operands may be strided in all but their last dimension, unless the op says otherwise.
+ * - Nothing is allocated but by scratch() and shared(); no libm in hot loops; a fused multiply-add is written fma().
+ * - What the operands must be is checked by the op's check(), on one thread, before the threads start.
+ *
+ * This header and everything in ops/ and vec/ is compiled once an instruction set. An inline function with external
+ * linkage would be merged by the linker into whichever copy comes first, possibly one that the machine cannot run.
+ * So: functions here are OPTPIPE_INLINE (never emitted) or defined in pool.cpp; those of ops/ and vec/ are `static`;
+ * no templates of the standard library.
+ */
+#ifndef OPTPIPE_KERNEL_H
+#define OPTPIPE_KERNEL_H
+
+#include "optpipe_cpu.h"
+
+#define OPTPIPE_INLINE inline __attribute__((always_inline))
+
+namespace optpipe {
+
+struct Team; /* the threads that run a kernel together: pool.h */
+
+/* Grown as needed, 64-byte aligned, contents undefined. */
+void *team_scratch(Team *, int thread, size_t bytes);
+void *team_shared(Team *, size_t bytes);
+void team_barrier(Team *);
+void team_fail(Team *, const char *sentence);
+/* printf into a buffer of the calling thread, for check(). */
+const char *sentence(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+struct Call {
+    const optpipe_tensor *t; /* [n] operands */
+    int n;
+    const int64_t *i; /* [ints] attributes */
+    int ints;
+    const double *f; /* [floats] */
+    int floats;
+    Team *team;
+
+    OPTPIPE_INLINE bool has(int k) const { return k < n && t[k].rank >= 0; }
+    template <class T> OPTPIPE_INLINE T *at(int k) const { return has(k) ? static_cast<T *>(t[k].data) : nullptr; }
+    OPTPIPE_INLINE int64_t size(int k, int d) const { return t[k].size[d]; }
+    OPTPIPE_INLINE int64_t stride(int k, int d) const { return t[k].stride[d]; }
+
+    /* This thread's own memory until the kernel returns; a second call gives the same memory again. */
+    OPTPIPE_INLINE void *scratch(int thread, size_t bytes) const { return team_scratch(team, thread, bytes); }
+    /* Memory of all threads: each asks for the same number of bytes, once a kernel. A kernel that uses it never
+     * follows an instruction marked NO_BARRIER that uses it too. */
+    OPTPIPE_INLINE void *shared(size_t bytes) const { return team_shared(team, bytes); }
+    /* All threads reach it, or none. */
+    OPTPIPE_INLINE void barrier() const { team_barrier(team); }
+    /* What only the data can show (an id outside its table): the run goes on and then fails with this sentence. */
+    OPTPIPE_INLINE void fail(const char *words) const { team_fail(team, words); }
+};
+
+using Kernel = void (*)(const Call &, int thread, int threads);
+/* NULL, or a whole sentence without the op's name: "w is [%d, %d], expected …" from sentence(). */
+using Check = const char *(*)(const Call &);
+
+struct Entry {
+    const char *name;
+    Kernel run;
+    Check check; /* or nullptr */
+};
+
+struct Range {
+    int64_t begin, end;
+};
+
+/* This thread's share of n items in whole multiples of `step` (the last may be short). */
+static OPTPIPE_INLINE Range split(int64_t n, int64_t step, int thread, int threads) {
+    const int64_t chunks = (n + step - 1) / step;
+    const int64_t begin = chunks * thread / threads * step, end = chunks * (thread + 1) / threads * step;
+    return {begin < n ? begin : n, end < n ? end : n};
+}
+
+static OPTPIPE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static OPTPIPE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static OPTPIPE_INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+} // namespace optpipe
+#endif
