@@ -34,7 +34,16 @@ def source(tmp_path_factory):
 
 def build(source, built, **environment):
     """The path of the wheel, built without the network."""
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(built), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(built),
+        str(source),
+    ]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | environment)
     (path,) = built.glob("*.whl")
     return path
@@ -56,7 +65,9 @@ def test_holds_exactly_the_four_packages(wheel):
 def test_holds_the_native_library_and_none_of_its_sources(wheel):
     name, archive = wheel
     assert re.search(r"-py3-none-linux_\w+\.whl$", name)
-    built = [it for it in archive.namelist() if re.search(r"\.(so|pyc|c|cpp|h|txt|map)$|__pycache__|/test_", it)]
+    built = [
+        it for it in archive.namelist() if re.search(r"\.(so|pyc|c|cpp|h|txt|map)$|__pycache__|/test_", it)
+    ]
     assert [it for it in built if ".dist-info/" not in it] == ["optpipe_kernels/cpu/liboptpipe_cpu.so"]
 
 
