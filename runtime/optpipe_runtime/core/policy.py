@@ -28,7 +28,7 @@ class FirstComeFirstServed:
 
 
 class PriorityFirst:
-    """Lower priority numbers first, then in order of arrival. A stream of better ones can starve a worse one."""
+    """Lower priority numbers first, then in order of arrival. A stream of better ones can starve others."""
 
     def order(self, sequence: Sequence) -> tuple[int, ...]:
         """(priority, arrival, id)."""

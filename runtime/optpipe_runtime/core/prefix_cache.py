@@ -83,6 +83,10 @@ class PrefixCache:
             blocks.append(block)
         return blocks
 
+    def extends(self, sequence: Sequence, found: int) -> bool:
+        """Whether :meth:`find`, which found so many blocks, may find more of ``sequence`` now."""
+        return len(sequence.digests) > found and sequence.digests[found] in self._block_of
+
     def register(self, sequence: Sequence) -> None:
         """Make the blocks that ``sequence`` has filled with committed tokens findable."""
         if not self.enabled:

@@ -40,7 +40,7 @@ class Sequence:
         computed: how many tokens, from the first, have their keys and values in the cache.
         blocks: the cache blocks of those tokens, in order; while a step is out also of the step's tokens.
             Between steps there are just enough for ``computed``. While it runs the list only grows and
-            shrinks at its end; a preemption empties it.
+            shrinks at its end; a preemption empties it, and so does the end (which sets ``computed`` to 0).
         cached: prompt tokens that were found in the prefix cache when it was first admitted.
         preemptions: how often it lost its blocks and had to start over.
         scored: prompt tokens whose logits were handed out already (with ``prompt_rows``).
@@ -71,7 +71,7 @@ class Sequence:
 
     def __init__(
         self,
-        id: int,
+        id: int,  # noqa: A002 - what it is called in every file of this room
         prompt: Iterable[int],
         *,
         max_len: int,
@@ -100,6 +100,6 @@ class Sequence:
 
     def __repr__(self) -> str:
         return (
-            f"Sequence({self.id}, {self.status.value}, {self.computed} of {len(self.tokens)} tokens computed, "
-            f"{len(self.blocks)} blocks)"
+            f"Sequence({self.id}, {self.status.value}, {self.computed} of {len(self.tokens)} tokens computed,"
+            f" {len(self.blocks)} blocks)"
         )

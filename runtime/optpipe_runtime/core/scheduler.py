@@ -8,16 +8,16 @@ A plan is made in this order; each part takes only what the parts before it left
 
     1. make way   a waiting sequence that comes before a running one takes its place (priorities)
     2. running    first in line first; who finds no block preempts the last in line, at worst itself
-    3. admission  waiting sequences from the head of the line, while the whole of each fits above the watermark
-                  (running prompts' blocks to come counted); nobody overtakes; not in a step that preempted
+    3. admission  from the head of the line, while all of a sequence fits above the watermark (counting what
+                  running prompts have yet to get); nobody overtakes; not in a step that preempted
     4. drafts     what tokens, rows and blocks are left; never at anyone's cost
 
-**Why it never livelocks.** Let S be the first in line of all unfinished sequences. If S waits, then 1 preempts
-from the end of the line until S fits; with nothing else running S always fits, because ``add`` refuses
-prompts larger than the cache and lowers ``max_len`` to it. So after 1 and 3 S runs, and as victims are
-taken from the end of the line and S is the first, it is never preempted: in 2 it takes the blocks of all others
-if it must, and the whole cache holds it. So every step computes at least one more token of S, and S ends
-after at most ``max_len`` steps. Under "fcfs" finitely many came before a sequence, so each gets its turn.
+**Why it never livelocks.** Let S be the first in line of all unfinished sequences. If S waits, part 1
+preempts from the end of the line until S fits; with nothing else running S always fits, because ``add``
+refuses prompts larger than the cache and lowers ``max_len`` to it. So S runs after parts 1 and 3. Victims
+are taken from the end of the line, where S is not, so S is never one: in part 2 it takes the blocks of all
+others if it must, and the whole cache holds it. So every step computes at least one more token of S, and S
+ends after at most ``max_len`` steps. Under "fcfs" finitely many came before a sequence: each gets its turn.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from types import MappingProxyType
 
 from optpipe.errors import CapacityError, RequestError
 
+from .block_tables import BlockTables
 from .integrity import check_line, check_plan, check_sequence
 from .policy import POLICIES
-from .prefix_cache import PrefixCache
 from .request import Sequence, Status
 from .scheduler_config import SchedulerConfig, SchedulerStats
 from .step_plan import Outcome, SequenceStep, StepPlan
@@ -54,15 +54,13 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self._policy = POLICIES[config.policy]()
-        self._cache = PrefixCache(config.num_blocks, config.block_size, enabled=config.prefix_caching)
-        self._pool = self._cache.pool
-        self._block_size = config.block_size
+        self._tables = BlockTables(config.num_blocks, config.block_size, prefix_caching=config.prefix_caching)
         self._unfinished: dict[int, Sequence] = {}
         self._waiting: list[Sequence] = []  # in the policy's order, as is the next
         self._running: list[Sequence] = []
         self._out: StepPlan | None = None  # planned, not committed; then everything that runs is in it
         self._aborted: set[int] = set()  # in the plan that is out
-        self._refused: tuple[int, int] | None = None  # (id, blocks freed so far) when it was not admitted
+        self._refused = (-1, 0, 0)  # id, spare blocks and cached blocks of whom admission refused last
         self._preemptions = 0
 
     @property
@@ -154,7 +152,7 @@ class Scheduler:
         """
         assert plan is self._out, "this plan is not the one that is out"
         for step, outcome in zip(plan.steps, outcomes, strict=True):
-            _check_outcome(step, outcome)
+            step.check(outcome)
         self._out = None
         ended = [
             step.sequence
@@ -166,37 +164,37 @@ class Scheduler:
     def rollback(self, plan: StepPlan) -> None:
         """Undo a plan whose step failed: every sequence is as it was before, without the plan's blocks.
 
-        Who was admitted or preempted by it stays so. Afterwards the sequences can be aborted or planned again;
-        aborts that came during the step are carried out.
+        Who was admitted or preempted by it stays so. Afterwards the sequences can be aborted or planned
+        again; aborts that came during the step are carried out.
         """
         assert plan is self._out, "this plan is not the one that is out"
         self._out = None
         for step in plan.steps:
-            self._trim(step.sequence)
+            self._tables.trim(step.sequence)
         self._end_running([step.sequence for step in plan.steps if step.sequence.id in self._aborted])
 
     def drop_prefix_cache(self) -> None:
         """Forget every cached block; what running sequences own stays theirs."""
-        self._cache.clear()
+        self._tables.cache.clear()
 
     def reset(self) -> None:
         """The cache's contents are lost: preempt everything that runs, and forget every cached block."""
         assert self._out is None, "the plan that is out is neither committed nor rolled back"
         while self._running:
             self._preempt_last()
-        self._cache.clear()
+        self._tables.cache.clear()
 
     def stats(self) -> SchedulerStats:
         """The figures of this moment."""
-        pool = self._pool
+        pool, cache = self._tables.pool, self._tables.cache
         return SchedulerStats(
             running=len(self._running),
             waiting=len(self._waiting),
             blocks_used=pool.num_blocks - pool.available,
             blocks_cached=pool.idle,
             blocks_free=pool.available - pool.idle,
-            prefix_queries=self._cache.queries,
-            prefix_hits=self._cache.hits,
+            prefix_queries=cache.queries,
+            prefix_hits=cache.hits,
             preemptions=self._preemptions,
         )
 
@@ -217,7 +215,7 @@ class Scheduler:
             check_plan(self._out, self._running, self.config)
         for sequence in known.values():
             check_sequence(sequence, steps.get(sequence.id), self.config)
-        self._cache.check_integrity(self._running)
+        self._tables.cache.check_integrity(self._running)
 
     # -- the parts of a plan
 
@@ -227,7 +225,9 @@ class Scheduler:
         while waiting and running and waiting[0].order < running[-1].order:
             first = waiting[0]
             after = [sequence for sequence in running if sequence.order > first.order]
-            if self._pool.available + sum(len(s.blocks) for s in after) < self._blocks_for(len(first.tokens)):
+            if self._tables.pool.available + sum(len(s.blocks) for s in after) < self._tables.count(
+                len(first.tokens)
+            ):
                 return  # not even all of them would do
             while not self._admit(first):
                 if not running[-1].order > first.order:
@@ -250,16 +250,13 @@ class Scheduler:
         return steps
 
     def _admit_more(self, steps: list[SequenceStep]) -> None:
-        """Admit from the head of the line while there is room for whole sequences, and tokens for their start."""
+        """Admit from the head of the line while all of it fits and there are tokens for a start."""
         waiting = self._waiting
         tokens = self.config.max_num_batched_tokens - sum(len(step.tokens) for step in steps)
         rows = self.config.max_logit_rows - sum(step.rows for step in steps)
         while waiting and tokens > 0 and rows > 0:
             first = waiting[0]
-            if self._running and self._refused == (first.id, self._pool.freed):
-                return
             if not self._admit(first):
-                self._refused = (first.id, self._pool.freed)
                 return
             step = self._step(first, tokens, rows, [])
             assert step is not None, f"{first} was admitted without room"
@@ -271,31 +268,44 @@ class Scheduler:
         """Let the head of the line run, with what the prefix cache holds of it, if all of it fits."""
         if len(self._running) >= self.config.max_running:
             return False
-        found = self._cache.find(sequence)
-        if self._running and not self._fits(sequence, found):
+        found = self._find(sequence)
+        if found is None:
             return False
         del self._waiting[0]
         insort(self._running, sequence, key=_order)
-        self._pool.retain(found)
-        sequence.blocks += found
-        sequence.registered = len(found)
-        sequence.computed = len(found) * self._block_size
+        self._tables.adopt(sequence, found)
         sequence.status = Status.RUNNING
         if not sequence.preemptions:
             sequence.cached = sequence.computed
-            self._cache.queries += sequence.prompt_len
-            self._cache.hits += sequence.cached
+            self._tables.cache.queries += sequence.prompt_len
+            self._tables.cache.hits += sequence.cached
         return True
 
-    def _fits(self, sequence: Sequence, found: list[int]) -> bool:
-        """Whether the watermark stays free once this sequence and everyone who runs have all their blocks."""
-        pool = self._pool
-        need = self._blocks_for(len(sequence.tokens)) - sum(pool.owners(block) > 0 for block in found)
-        promised = sum(self._blocks_for(len(other.tokens)) - len(other.blocks) for other in self._running)
-        return pool.available - promised - need >= self.config.watermark_blocks
+    def _find(self, sequence: Sequence) -> list[int] | None:
+        """The cached blocks of a sequence, or None when the rest of it does not fit beside what runs.
+
+        It fits when the watermark stays free once it and everyone who runs have all their blocks.
+        """
+        tables = self._tables
+        if not self._running:
+            return tables.cache.find(sequence)
+        spare = tables.pool.available - self.config.watermark_blocks
+        spare -= sum(tables.owed(other) for other in self._running)
+        refused, spare_then, found_then = self._refused
+        if sequence.id == refused and spare <= spare_then and not tables.cache.extends(sequence, found_then):
+            return None  # looking its blocks up again in every step would cost
+        found = tables.cache.find(sequence)
+        shared = sum(tables.pool.owners(block) > 0 for block in found)
+        if tables.count(len(sequence.tokens)) - shared <= spare:
+            return found
+        self._refused = (sequence.id, spare, len(found))
+        return None
 
     def _step(self, sequence: Sequence, tokens: int, rows: int, preempted: list[int]) -> SequenceStep | None:
-        """Its next at most ``tokens`` tokens with at most ``rows`` rows, both at least 1, and their blocks."""
+        """Its next tokens, at most ``tokens`` with at most ``rows`` rows (both at least 1), and their blocks.
+
+        None when it had to preempt itself.
+        """
         known, begin = sequence.tokens, sequence.computed
         count = len(known) - begin
         scoring = sequence.prompt_rows and sequence.scored < sequence.prompt_len
@@ -303,7 +313,7 @@ class Scheduler:
             count = min(count, tokens)
             if scoring:
                 count = min(count, max(begin, sequence.scored) + rows - begin)
-        if begin + count > len(sequence.blocks) * self._block_size:
+        if begin + count > len(sequence.blocks) * self.config.block_size:
             count = self._make_room(sequence, count, preempted)
             if not count:
                 return None
@@ -319,12 +329,12 @@ class Scheduler:
         Returns:
             For how many; 0 when it had to preempt itself.
         """
-        while not (room := self._room(sequence, sequence.computed)):
+        while not (room := self._tables.room(sequence, sequence.computed)):
             preempted.append(self._preempt_last())
             if sequence.status is Status.WAITING:
                 return 0
         count = min(count, room)
-        self._extend(sequence, sequence.computed + count)
+        self._tables.extend(sequence, sequence.computed + count)
         return count
 
     def _add_drafts(self, steps: list[SequenceStep], drafts: abc.Mapping[int, abc.Sequence[int]]) -> None:
@@ -337,11 +347,11 @@ class Scheduler:
             if not guesses or not step.samples:
                 continue
             known = len(sequence.tokens)
-            room = self._room(sequence, known)
+            room = self._tables.room(sequence, known)
             count = min(len(guesses), tokens, rows, sequence.max_len - known - 1, room)
             if count <= 0:
                 continue
-            self._extend(sequence, known + count)
+            self._tables.extend(sequence, known + count)
             tokens -= count
             rows -= count
             run = step.tokens + tuple(guesses[:count])
@@ -356,11 +366,9 @@ class Scheduler:
         if tokens:
             sequence.tokens += tokens
             computed += len(tokens) - 1  # the last was sampled, not run
-        sequence.computed = computed
-        if computed // self._block_size > sequence.registered:
-            self._cache.register(sequence)
+        self._tables.enter(sequence, computed)
         if step.drafts:
-            self._trim(sequence)
+            self._tables.trim(sequence)
         if sequence.prompt_rows:
             sequence.scored = max(sequence.scored, min(computed, sequence.prompt_len))
         return outcome.finished or (step.samples and len(sequence.tokens) >= sequence.max_len)
@@ -373,58 +381,16 @@ class Scheduler:
             self._aborted.clear()
 
     def _end(self, sequence: Sequence) -> None:
-        self._let_go(sequence)
+        self._tables.let_go(sequence)
         sequence.status = Status.FINISHED
         del self._unfinished[sequence.id]
-
-    # -- blocks
-
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self._block_size)
-
-    def _room(self, sequence: Sequence, end: int) -> int:
-        """Slots after position ``end`` that its blocks and all that nobody owns would give it."""
-        return (len(sequence.blocks) + self._pool.available) * self._block_size - end
-
-    def _extend(self, sequence: Sequence, end: int) -> None:
-        """Give it blocks for ``end`` tokens; there must be enough."""
-        blocks = self._pool.allocate(self._blocks_for(end) - len(sequence.blocks))
-        assert blocks is not None, f"{sequence} was promised blocks for {end} tokens"
-        sequence.blocks += blocks
-
-    def _trim(self, sequence: Sequence) -> None:
-        """Take away the blocks beyond what is computed."""
-        count = self._blocks_for(sequence.computed)
-        self._pool.release(reversed(sequence.blocks[count:]))
-        del sequence.blocks[count:]
-
-    def _let_go(self, sequence: Sequence) -> None:
-        """Take all its blocks, the last first: a chain is found from its head, so the head is evicted last."""
-        self._pool.release(reversed(sequence.blocks))
-        sequence.blocks.clear()
 
     def _preempt_last(self) -> int:
         """Back to the queue with the last in line, without its blocks → its id."""
         sequence = self._running.pop()
-        self._let_go(sequence)
-        sequence.computed = sequence.registered = 0
+        self._tables.let_go(sequence)
         sequence.status = Status.WAITING
         sequence.preemptions += 1
         self._preemptions += 1
         insort(self._waiting, sequence, key=_order)
         return sequence.id
-
-
-def _check_outcome(step: SequenceStep, outcome: Outcome) -> None:
-    """An engine's mistake must not get into the books."""
-    tokens = outcome.tokens
-    if not step.samples:
-        assert not tokens, f"{step.sequence}: tokens for a step that does not sample"
-        return
-    assert len(tokens) <= 1 + step.drafts, f"{step.sequence}: {len(tokens)} tokens after {step.drafts} drafts"
-    assert tokens or outcome.finished or len(step.sequence.tokens) == step.sequence.max_len, (
-        f"{step.sequence}: no token, and not finished"
-    )
-    if len(tokens) > 1:
-        drafts = step.tokens[-step.drafts :][: len(tokens) - 1]
-        assert tokens[:-1] == drafts, f"{step.sequence}: accepted {tokens[:-1]}, drafted {drafts}"

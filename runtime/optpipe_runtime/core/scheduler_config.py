@@ -10,6 +10,15 @@ from optpipe.errors import RequestError, nearest
 
 from .policy import POLICIES
 
+_COUNTS = (
+    "num_blocks",
+    "block_size",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_logit_rows",
+    "max_waiting",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
@@ -42,9 +51,12 @@ class SchedulerConfig:
     max_waiting: int = 4096
 
     def __post_init__(self) -> None:
-        for name in ("num_blocks", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_logit_rows"):
-            self._check_count(name, least=1)
-        self._check_count("max_waiting", least=0)
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise RequestError(
+                    f"The scheduler's {name} must be a whole number of at least 1, got {value}."
+                )
         if not 0 <= self.watermark < 1:
             raise RequestError(
                 f"The scheduler's watermark must be at least 0 and below 1, got {self.watermark}."
@@ -53,13 +65,6 @@ class SchedulerConfig:
             raise RequestError(
                 f"The scheduler knows no policy '{self.policy}', only {', '.join(POLICIES)}.",
                 hint=nearest(self.policy, POLICIES),
-            )
-
-    def _check_count(self, name: str, *, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or value < least:
-            raise RequestError(
-                f"The scheduler's {name} must be a whole number of at least {least}, got {value}."
             )
 
     @property

@@ -1,4 +1,4 @@
-"""What one step runs, and what came of it. Named tuples where one is made a sequence and step: they are cheap.
+"""What one step runs, and what came of it. Named tuples where every sequence has one a step: they are cheap.
 
 tokens of a SequenceStep      a a a a a d d        a: known tokens, d: drafts
 logit rows                        r r r r r        the last ``rows`` of them
@@ -24,8 +24,8 @@ class SequenceStep(NamedTuple):
         rows: of how many of ``tokens``, at their end, the logits are wanted. 0: a chunk inside the prompt;
             1 + drafts: to sample from; more where the sequence wants ``prompt_rows``, and then the first of
             them is the row of prompt token ``begin + len(tokens) - rows``.
-        samples: whether the step reaches the end of the known tokens, so that the last 1 + ``drafts`` rows are
-            to be sampled from.
+        samples: whether the step reaches the end of the known tokens, so that the last 1 + ``drafts`` rows
+            are to be sampled from.
     """
 
     sequence: Sequence
@@ -34,6 +34,24 @@ class SequenceStep(NamedTuple):
     drafts: int
     rows: int
     samples: bool
+
+    def check(self, outcome: Outcome) -> None:
+        """Keep an engine's mistake out of the books.
+
+        Raises:
+            AssertionError: the outcome cannot be one of this step.
+        """
+        tokens, sequence = outcome.tokens, self.sequence
+        if not self.samples:
+            assert not tokens, f"{sequence}: tokens for a step that does not sample"
+            return
+        assert len(tokens) <= 1 + self.drafts, f"{sequence}: {len(tokens)} tokens, {self.drafts} drafts"
+        full = len(sequence.tokens) == sequence.max_len
+        assert tokens or outcome.finished or full, f"{sequence}: no token, and not finished"
+        assert not (tokens and full), f"{sequence}: a token beyond {sequence.max_len = }"
+        if len(tokens) > 1:
+            drafts = self.tokens[-self.drafts :][: len(tokens) - 1]
+            assert tokens[:-1] == drafts, f"{sequence}: accepted {tokens[:-1]}, drafted {drafts}"
 
 
 @dataclass(frozen=True, slots=True)
