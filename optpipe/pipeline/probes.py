@@ -201,7 +201,7 @@ class Noise:
 
     Attributes:
         lengths: the same rows in a longer and in a shorter sequence.
-        kernels: eager against fused attention; None when the model has no other.
+        kernels: eager against other code, fused attention or float64; None when there is none.
         floor: what rounding alone does to the largest logit.
     """
 
@@ -221,7 +221,7 @@ def measure_noise(probes: list[Probe], stored: list[Stored], source: Logits, oth
     Args:
         stored: the source's logits on the probes.
         source: the source model.
-        other: the source model with another implementation of attention, or None.
+        other: the source model with another implementation of attention, or in float64, or None.
     """
     lengths = 0.0
     ids, rows = torch.stack([probe.ids for probe in probes]), probes[0].rows

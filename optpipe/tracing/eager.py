@@ -6,6 +6,7 @@ never materialised: a torch function mode hands each operation the real weight f
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ..graph import streamed
 from ..weights.cache import WeightCache
 from ..weights.store import LazyWeight, Weights
+from .wide import Float32MeansFloat64
 
 
 class _RealWeights(TorchFunctionMode):
@@ -64,11 +66,18 @@ class EagerModel:
         weights: real values by parameter name; a parameter that is not here keeps the module's value.
         attention: transformers' name of the attention to run.
         cache: keeps weights in memory between runs; None reads them again every time.
+        dtype: what the model's float32 stands for: float32, or float64 for logits without its noise.
     """
 
     def __init__(
-        self, model: nn.Module, weights: Weights, attention: str = "eager", cache: WeightCache | None = None
+        self,
+        model: nn.Module,
+        weights: Weights,
+        attention: str = "eager",
+        cache: WeightCache | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
+        self._dtype = dtype
         self._cache = cache or WeightCache(0)
         self._model = model
         self._attention = attention
@@ -91,7 +100,7 @@ class EagerModel:
             begin: the position of the first token of each; the model must take positions where it is not 0.
 
         Returns:
-            [N, T or R, V] float32.
+            [N, T or R, V] in the dtype that was asked for.
         """
         select_attention(self._model, self._attention)
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
@@ -103,9 +112,10 @@ class EagerModel:
         if rows is not None and "logits_to_keep" in parameters:
             inputs["logits_to_keep"] = rows
             rows = None
-        with _RealWeights(self._lazy, self._cache, torch.float32):
+        wide = Float32MeansFloat64() if self._dtype is torch.float64 else contextlib.nullcontext()
+        with _RealWeights(self._lazy, self._cache, self._dtype), wide:
             out: torch.Tensor = self._model(**inputs).logits
-        return (out if rows is None else out[:, rows]).float()
+        return (out if rows is None else out[:, rows]).to(self._dtype)
 
 
 def forward_parameters(model: nn.Module) -> set[str]:
