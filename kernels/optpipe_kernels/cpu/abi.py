@@ -17,7 +17,9 @@ DTYPES = {
     "uint8": 6,
     "bool": 7,
 }
-ONE, T, R, B = range(4)
+ONE, T, R, B, M, P = range(6)
+ARENAS = 4  # units that have one
+UNITS = 6
 ABSENT, ARENA, EXTERNAL = range(3)
 NO_BARRIER = 1
 
@@ -99,11 +101,11 @@ _FUNCTIONS = {
             POINTER(c_double),
             c_int,
             c_int,
-            c_int64 * 4,
+            c_int64 * ARENAS,
         ),
     ),
     "plan_free": (None, (c_void_p,)),
-    "run": (c_int, (c_void_p, c_void_p, POINTER(c_void_p), c_int64 * 4, c_int, c_int, POINTER(c_int64))),
+    "run": (c_int, (c_void_p, c_void_p, POINTER(c_void_p), c_int64 * UNITS, c_int, c_int, POINTER(c_int64))),
     "locate": (c_int, (c_void_p, c_int, POINTER(Tensor))),
 }
 

@@ -18,10 +18,10 @@ struct optpipe_plan {
     std::vector<optpipe_tensor> tensors; /* the operands of the counts below */
     std::vector<char *> externals;       /* as they are in the tensors */
     std::vector<bool> bound;             /* an instruction's operands have been checked for these counts */
-    int64_t arena_bytes[4];
-    int64_t counts[4] = {1, -1, -1, -1};
-    Memory arenas[4];
-    char *arena[4] = {};
+    int64_t arena_bytes[OPTPIPE_ARENAS];
+    int64_t counts[OPTPIPE_UNITS] = {1, -1, -1, -1, -1, -1};
+    Memory arenas[OPTPIPE_ARENAS];
+    char *arena[OPTPIPE_ARENAS] = {};
 };
 
 namespace {
@@ -39,12 +39,12 @@ int64_t item_bytes(int32_t dtype) {
 
 int64_t value(const optpipe_extent &it, const int64_t *counts) { return it.factor * counts[it.unit]; }
 
-bool extent_is_sound(const optpipe_extent &it) { return it.unit >= 0 && it.unit < 4; }
+bool extent_is_sound(const optpipe_extent &it) { return it.unit >= 0 && it.unit < OPTPIPE_UNITS; }
 
 bool operand_is_sound(const optpipe_operand &it, int externals) {
     if (it.place == OPTPIPE_ABSENT) return true;
     if (it.rank < 0 || it.rank > OPTPIPE_MAX_RANK || it.dtype < 0 || it.dtype > OPTPIPE_BOOL) return false;
-    if (it.place == OPTPIPE_ARENA && (it.unit < 0 || it.unit > 3 || it.offset < 0 || it.offset % 64 != 0)) return false;
+    if (it.place == OPTPIPE_ARENA && (it.unit < 0 || it.unit >= OPTPIPE_ARENAS || it.offset < 0 || it.offset % 64 != 0)) return false;
     if (it.place == OPTPIPE_EXTERNAL && (it.index < 0 || it.index >= externals)) return false;
     if (it.place != OPTPIPE_ARENA && it.place != OPTPIPE_EXTERNAL) return false;
     for (int d = 0; d < it.rank; ++d)
@@ -74,11 +74,12 @@ void resolve(const optpipe_plan &plan, const optpipe_operand &from, optpipe_tens
 
 bool take_counts(optpipe_plan &plan, const int64_t *counts) {
     if (std::memcmp(plan.counts, counts, sizeof plan.counts) == 0) return true;
-    for (int unit = 0; unit < 4; ++unit) {
+    for (int unit = 0; unit < OPTPIPE_UNITS; ++unit)
         if (counts[unit] < 0 || counts[0] != 1) {
-            set_error("a step's counts must be 1, T, R and B, none negative");
+            set_error("a step's counts must be 1, T, R, B, M and P, none negative");
             return false;
         }
+    for (int unit = 0; unit < OPTPIPE_ARENAS; ++unit) {
         plan.arena[unit] = static_cast<char *>(plan.arenas[unit].atleast(plan.arena_bytes[unit] * counts[unit]));
         if (plan.arena_bytes[unit] * counts[unit] > 0 && plan.arena[unit] == nullptr) {
             plan.counts[1] = -1;
@@ -163,7 +164,7 @@ void step(void *context, int thread, int threads) {
 
 optpipe_plan *optpipe_cpu_plan_new(const optpipe_instruction *instructions, int n, const optpipe_operand *operands,
                                    int n_operands, const int64_t *ints, int n_ints, const double *floats, int n_floats,
-                                   int externals, const int64_t arena_bytes[4]) {
+                                   int externals, const int64_t arena_bytes[OPTPIPE_ARENAS]) {
     std::vector<const Entry *> entries;
     for (int k = 0; k < n; ++k) {
         const optpipe_instruction &it = instructions[k];
@@ -198,8 +199,8 @@ void optpipe_cpu_plan_free(optpipe_plan *plan) {
     delete plan;
 }
 
-int optpipe_cpu_run(optpipe_plan *plan, optpipe_pool *pool, void *const *externals, const int64_t counts[4], int begin,
-                    int end, int64_t *nanoseconds) {
+int optpipe_cpu_run(optpipe_plan *plan, optpipe_pool *pool, void *const *externals, const int64_t counts[OPTPIPE_UNITS],
+                    int begin, int end, int64_t *nanoseconds) {
     if (begin < 0 || end < begin || static_cast<size_t>(end) > plan->instructions.size()) {
         set_error("a plan of %zu instructions cannot run from %d to %d", plan->instructions.size(), begin, end);
         return 1;
