@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,7 @@ def optimize(
     output: str | Path | None = None,
     bare: bool = False,
     max_kld: float | None = None,
+    min_top1: float | None = None,
     verify: bool = True,
     calibration: str | Path | None = None,
     only_rewrites: str | None = None,
@@ -109,7 +111,9 @@ def optimize(
         passes: a pipeline's text or passes; ``paged`` alone when None, which loses nothing.
         output: the folder to write.
         bare: leave out the clean-ups and fusions that are always on.
-        max_kld: accept this mean KL from the source instead of what lossy passes promise.
+        max_kld: accept this mean KL from the source instead of what lossy passes promise, nats.
+        min_top1: accept this top-1 agreement with the source instead of what they promise, or of what
+            ``max_kld`` usually means; a share of 0 to 1.
         verify: measure contracts; switched off, the artifact says so.
         calibration: a file of text for calibrated algorithms.
         only_rewrites: numbers of the rewrites to make, ``1-40,44``.
@@ -129,6 +133,7 @@ def optimize(
         ArtifactError: the folder cannot be written.
     """
     begun = time.perf_counter()
+    _check_bounds(max_kld, min_top1)
     pipeline = plan(passes, bare=bare)
     text = print_pipeline(pipeline)
     printing = Printing(_known(print_ir_after, pipeline), print_ir_diff, explain, print_text)
@@ -141,7 +146,8 @@ def optimize(
         )
     with _Run(Path(output), printing, progress or (lambda what, done, total: None)) as run:
         run.open(model, trust_remote_code)
-        run.trace(verify, None if calibration is None else read_text(calibration), max_kld)
+        run.trace(verify, None if calibration is None else read_text(calibration))
+        run.bound(max_kld, min_top1)
         run.rewrite(pipeline, numbers, bare)
         run.save(text)
         return run.report(text, time.perf_counter() - begun)
@@ -171,6 +177,13 @@ def parse_numbers(text: str) -> tuple[range, ...]:
             raise PipelineError(f"'{part}' is not a rewrite's number.", hint="they are written like 1-40,44")
         spans.append(range(int(first), int(last if dash else first) + 1))
     return tuple(spans)
+
+
+def _check_bounds(max_kld: float | None, min_top1: float | None) -> None:
+    if max_kld is not None and not (math.isfinite(max_kld) and max_kld > 0):
+        raise PipelineError(f"max_kld must be a positive number of nats, and is {max_kld}.")
+    if min_top1 is not None and not 0 <= min_top1 <= 1:
+        raise PipelineError(f"min_top1 must be a share from 0 to 1, and is {min_top1}.")
 
 
 def _known(names: Iterable[str], pipeline: Sequence[Pass]) -> tuple[str, ...]:
@@ -210,7 +223,7 @@ class _Run:
         self.source = model
         self.model = empty_model(model.config, trust_remote_code=trust_remote_code, code=model.code)
 
-    def trace(self, verify: bool, calibration: str | None, max_kld: float | None) -> None:
+    def trace(self, verify: bool, calibration: str | None) -> None:
         from .pipeline.calibrate import Calibration
         from .tracing.check import check_trace, probes_for
         from .tracing.trace import trace
@@ -220,7 +233,7 @@ class _Run:
         traced = trace(self.model, self.source.weights)
         probes = self.closing.enter_context(probes_for(self.model, self.source, traced, calibration))
         measured, findings = (
-            (None, ()) if not verify else check_trace(self.model, self.source, traced, probes, max_kld)
+            (None, ()) if not verify else check_trace(self.model, self.source, traced, probes)
         )
         self.manager = _manager(traced, self.source, measured, Calibration(probes))
         self.manager.watcher = self
@@ -228,6 +241,10 @@ class _Run:
         self.manager.records.append(record)
         self.progress("trace", 1, 1)
         self._print(record, None, traced.gm)
+
+    def bound(self, max_kld: float | None, min_top1: float | None) -> None:
+        if self.manager.measured is not None:
+            self.manager.measured.max_kld, self.manager.measured.min_top1 = max_kld, min_top1
 
     def rewrite(self, pipeline: Sequence[Pass], numbers: tuple[range, ...] | None, bare: bool) -> None:
         self.manager.tidy = not bare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,13 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
     settings = ctx.find_root().obj
     if value and isinstance(settings, Settings):
         settings.debug = True
+
+
+def finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """The callback of an option that takes neither infinity nor what is not a number."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number.", ctx, parameter)
+    return value
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .command import Command, json_option
+from .command import Command, finite, json_option
 from .output import human_bytes, print_json, print_table, progress, warn_of_broken_plugins
 
 
@@ -24,7 +24,15 @@ from .output import human_bytes, print_json, print_table, progress, warn_of_brok
 @click.option(
     "--max-kld",
     type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
     help="Accept this mean KL divergence from the source, in nats.  [default: what each pass promises]",
+)
+@click.option(
+    "--min-top1",
+    type=click.FloatRange(min=0, max=1),
+    callback=finite,
+    help="Accept this share of tokens with the source's first choice.  "
+    "[default: what each pass promises, or what --max-kld usually means]",
 )
 @click.option("--no-verify", is_flag=True, help="Skip the contract checks; the artifact says so.")
 @click.option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .command import Command, json_option
+from .command import Command, finite, json_option
 from .eval import encoder
 from .output import print_json, print_table
 
@@ -50,6 +50,7 @@ class Check:
     "--max-kld",
     default=0.01,
     type=click.FloatRange(min=0, min_open=True),
+    callback=finite,
     help="The mean KL divergence from the reference that a target may have, in nats.",
 )
 @json_option

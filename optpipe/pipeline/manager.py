@@ -115,6 +115,7 @@ class Measured:
         noise: the source's own, in a logit.
         cache: keeps weights between runs.
         max_kld: the budget that replaces every lossy pass's own, or None.
+        min_top1: the top-1 agreement to keep instead of what lossy passes promise, or None.
     """
 
     probes: Probes
@@ -122,6 +123,7 @@ class Measured:
     noise: float
     cache: WeightCache
     max_kld: float | None = None
+    min_top1: float | None = None
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Manager:
     def __post_init__(self) -> None:
         self.records: list[PassRecord] = []
         self._baseline = None if self.measured is None else self.measured.source[0]
-        self._budget = 0.0
+        self._budget = Lossy(0.0, min_top1=1.0)
         self.quality: Quality | None = None
 
     def run(self, passes: Sequence[Pass]) -> None:
@@ -243,12 +245,13 @@ class Manager:
         """A lossy pass may spend its budget on top of what the ones before it may have spent."""
         assert self.measured is not None, "only measured pipelines are measured"
         probes = self.measured.probes
-        self._budget += contract.max_kld
-        bound = self._budget if self.measured.max_kld is None else self.measured.max_kld
+        spent = self._budget
+        self._budget = Lossy(spent.max_kld + contract.max_kld, max(0.0, spent.top1 + contract.top1 - 1))
+        bound = self._bound()
         quality = checks.check_lossy(subject, probes.text, self.measured.source[1])
-        findings = [require(checks.divergence(quality, bound), p.name)]
+        findings = [require(finding, p.name) for finding in checks.divergence(quality, bound)]
         self._baseline = [probes.keep(logits) for logits in subject.logits(probes.lossless)]
-        far = checks.check_far(probes, self._baseline, self.measured.source[0], bound)
+        far = checks.check_far(probes, self._baseline, self.measured.source[0], bound.max_kld)
         findings += [require(finding, p.name) for finding in far]
         self.quality = quality
         return tuple(findings), quality
@@ -257,10 +260,17 @@ class Manager:
         """Measure what the whole pipeline made against the source, once more and as it will be run."""
         if self.measured is None or self.quality is None:
             return
-        bound = self._budget if self.measured.max_kld is None else self.measured.max_kld
         subject = Subject(self.gm, self.weights, self.measured.probes, self.measured.cache)
         self.quality = checks.check_lossy(subject, self.measured.probes.text, self.measured.source[1])
-        require(checks.divergence(self.quality, bound), "whole pipeline")
+        for finding in checks.divergence(self.quality, self._bound()):
+            require(finding, "whole pipeline")
+
+    def _bound(self) -> Lossy:
+        """What the lossy passes so far may have cost together, or what the person accepts instead."""
+        assert self.measured is not None, "only measured pipelines are bounded"
+        max_kld, min_top1 = self.measured.max_kld, self.measured.min_top1
+        bound = self._budget if max_kld is None else Lossy(max_kld)
+        return bound if min_top1 is None else Lossy(bound.max_kld, min_top1)
 
 
 def tell(hook: str, p: Pass, cx: PassContext) -> None:

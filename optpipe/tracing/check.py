@@ -70,7 +70,7 @@ def _encoder(source: ModelSource) -> Callable[[str], list[int]] | None:
 
 
 def check_trace(
-    model: nn.Module, source: ModelSource, traced: Traced, probes: Probes, max_kld: float | None
+    model: nn.Module, source: ModelSource, traced: Traced, probes: Probes
 ) -> tuple[Measured, tuple[Finding, ...]]:
     """Run the model itself on the probes and hold the traced graph against it.
 
@@ -103,7 +103,7 @@ def check_trace(
                 f"logit ({found.check}), and at most {found.bound:.3g} is allowed."
             )
     text = _logits(eager, probes, probes.text)
-    return Measured(probes, (exact + far, text), noise, cache, max_kld), findings
+    return Measured(probes, (exact + far, text), noise, cache), findings
 
 
 def _require_one_meaning(model: nn.Module, split: Finding) -> None:

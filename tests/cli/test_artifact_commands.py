@@ -81,6 +81,11 @@ def test_explain_and_the_graph_are_printed_when_asked_for(model, tmp_path, capsy
     [
         (["optimize", "MODEL"], 2, "--output"),
         (["optimize", "MODEL", "-o", "OUT", "--max-kld", "0"], 2, "max-kld"),
+        (["optimize", "MODEL", "-o", "OUT", "--max-kld", "nan"], 2, "max-kld"),
+        (["optimize", "MODEL", "-o", "OUT", "--max-kld", "inf"], 2, "not a finite number"),
+        (["optimize", "MODEL", "-o", "OUT", "--min-top1", "1.1"], 2, "min-top1"),
+        (["optimize", "MODEL", "-o", "OUT", "--min-top1", "nan"], 2, "not a finite number"),
+        (["verify", "QUANTIZED", "--max-kld", "nan"], 2, "max-kld"),
         (["optimize", "MODEL", "-o", "OUT", "--passes", "qaunt"], 1, "did you mean 'quant'?"),
         (["optimize", "MODEL", "-o", "OUT", "--passes", "quant{bit=4}"], 1, "did you mean 'bits'?"),
         (["optimize", "MODEL", "-o", "OUT", "--only-rewrites", "x"], 1, "1-40,44"),

@@ -24,10 +24,10 @@ def build(folder: str) -> Iterator[NewManager]:
     model = empty_model(source.config)
     traced = trace(model, source.weights)
     with probes_for(model, source, traced) as probes:
-        measured, _ = check_trace(model, source, traced, probes, None)
+        measured, _ = check_trace(model, source, traced, probes)
 
-        def new(*, max_kld: float | None = None, verify: bool = True) -> Manager:
-            against = dataclasses.replace(measured, max_kld=max_kld) if verify else None
+        def new(*, verify: bool = True, **bounds: float) -> Manager:
+            against = dataclasses.replace(measured, **bounds) if verify else None
             return Manager(traced.gm, traced.weights, traced.constants, source.config, against)
 
         yield new
@@ -45,8 +45,8 @@ def paged(manager: NewManager) -> NewManager:
     done = manager()
     done.run(plan("paged"))
 
-    def new(*, max_kld: float | None = None) -> Manager:
-        begun = manager(max_kld=max_kld)
+    def new(**bounds: float) -> Manager:
+        begun = manager(**bounds)
         return Manager(done.gm, done.weights, done.constants, done.config, begun.measured)
 
     return new

@@ -156,8 +156,25 @@ def test_a_budget_of_the_persons_own_can_be_the_stricter_one(manager):
 
 def test_lossy_passes_add_up_their_budgets(manager):
     done = manager()
-    done.run([Sabotage(scaled(1.001), Lossy(max_kld=0.25)), Sabotage(scaled(1.001), Lossy(max_kld=0.5))])
+    promises = Lossy(max_kld=0.25, min_top1=0.9), Lossy(max_kld=0.5, min_top1=0.8)
+    done.run([Sabotage(scaled(1.001), promise) for promise in promises])
     assert [record.findings[0].bound for record in done.records] == [0.25, 0.75]
+    assert [record.findings[1].bound for record in done.records] == [pytest.approx(0.1), pytest.approx(0.3)]
+
+
+def test_other_first_choices_are_caught_where_the_divergence_is_allowed(manager):
+    with pytest.raises(ContractError, match=r"top-1 disagreement is 0\.\d+, and at most 0.01 is allowed"):
+        manager().run([Sabotage(without_a_layer, Lossy(max_kld=50.0, min_top1=0.99))])
+
+
+def test_first_choices_have_a_bound_that_a_person_can_set_too(manager):
+    accepted = manager(max_kld=100.0)
+    accepted.run([Sabotage(without_a_layer, Lossy(max_kld=0.01))])
+    assert accepted.records[0].findings[1].bound == 1.0
+    top1 = accepted.records[0].quality.top1
+    with pytest.raises(ContractError, match="top-1 disagreement"):
+        manager(max_kld=100.0, min_top1=top1 + 0.01).run([Sabotage(without_a_layer, Lossy(max_kld=0.01))])
+    manager(max_kld=100.0, min_top1=top1 - 0.01).run([Sabotage(without_a_layer, Lossy(max_kld=0.01))])
 
 
 def test_after_a_lossy_pass_a_lossless_one_is_held_to_what_that_made(manager):
