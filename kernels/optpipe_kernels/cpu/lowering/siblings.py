@@ -1,0 +1,111 @@
+"""Linear layers that one kernel call can do together, found before any view is made.
+
+q, k, v of one x         → one product with the weights one below the other; q, k, v are windows of it
+act(gate·x) · (up·x)     → one product with the rows of gate and up in turn, and no buffer for either half
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from optpipe.program.program import Arg, Node, Program, Value, WeightRef
+
+LINEAR = ("optpipe.quant_linear", "aten.linear")
+_HALVES = ("aten.chunk", "aten.split.Tensor", "aten.split_with_sizes")
+
+
+@dataclass
+class Siblings:
+    """Which nodes are done together. Nodes are known by their first result's name.
+
+    Attributes:
+        joint: the first of a group → all of it, in order.
+        follower: the others of a group.
+        gated: a ``gated_act`` → its linear layers: gate and up, or one that holds both.
+        silent: nodes that a ``gated_act`` does.
+    """
+
+    joint: dict[str, list[Node]] = field(default_factory=dict)
+    follower: set[str] = field(default_factory=set)
+    gated: dict[str, list[Node]] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+
+
+def find_siblings(program: Program) -> Siblings:
+    """Look at every linear layer once."""
+    found = Siblings()
+    makers = {value.name: node for node in program.nodes for value in node.results}
+    uses = Counter(arg.name for node in program.nodes for arg in node.operands() if isinstance(arg, Value))
+    uses.update(value.name for value in program.outputs)
+    for node in program.nodes:
+        if node.op == "optpipe.gated_act":
+            _find_gated(found, node, makers, uses)
+    groups: dict[tuple[object, ...], list[Node]] = defaultdict(list)
+    for node in program.nodes:
+        if node.op in LINEAR and node.results[0].name not in found.silent and _plain(node):
+            groups[_kind(program, node)].append(node)
+    for group in groups.values():
+        if len(group) > 1:
+            found.joint[group[0].results[0].name] = group
+            found.follower.update(node.results[0].name for node in group[1:])
+    return found
+
+
+def _find_gated(found: Siblings, node: Node, makers: dict[str, Node], uses: Counter[str]) -> None:
+    gate, up = node.args[:2]
+    if not isinstance(gate, Value) or not isinstance(up, Value) or uses[gate.name] != 1 or uses[up.name] != 1:
+        return
+    first, second = makers.get(gate.name), makers.get(up.name)
+    if first is None or second is None:
+        return
+    name = node.results[0].name
+    if first is second and first.op in _HALVES and first.results == (gate, up) and gate.type == up.type:
+        whole = first.args[0]
+        maker = makers.get(whole.name) if isinstance(whole, Value) else None
+        last = first.args[2] if len(first.args) > 2 else first.kwargs.get("dim", 0)
+        alone = (
+            maker is not None and uses[maker.results[0].name] == 1 and last in (-1, len(gate.type.shape) - 1)
+        )
+        if maker is not None and alone and maker.op in LINEAR and _plain(maker):
+            found.gated[name] = [maker]
+            found.silent.update((maker.results[0].name, gate.name))
+        return
+    if first.op in LINEAR and first.op == second.op and first is not second and _alike(first, second):
+        found.gated[name] = [first, second]
+        found.silent.update((gate.name, up.name))
+
+
+def _alike(first: Node, second: Node) -> bool:
+    return (
+        _plain(first)
+        and _plain(second)
+        and first.args[0] == second.args[0]
+        and _grid(first) == _grid(second)
+        and first.results[0].type == second.results[0].type
+    )
+
+
+def _kind(program: Program, node: Node) -> tuple[object, ...]:
+    stored: Arg = None
+    if node.op == "aten.linear":
+        weight = node.args[1]
+        assert isinstance(weight, WeightRef), f"{weight = } of {node.op}"
+        stored = program.weights[weight.name].stored
+    return (node.op, node.args[0], stored, _grid(node))
+
+
+def _grid(node: Node) -> tuple[object, ...]:
+    """What must agree for one packing: bits, group, and whether there is a minimum."""
+    if node.op == "aten.linear":
+        return ()
+    return (*node.args[5:], *sorted(node.kwargs.items()), len(node.args) > 3 and node.args[3] is not None)
+
+
+def _plain(node: Node) -> bool:
+    """Whether all of its weights are the artifact's own."""
+    weights = node.args[1:2] if node.op == "aten.linear" else node.args[1:4]
+    bias = node.args[2] if node.op == "aten.linear" and len(node.args) > 2 else None
+    if node.op == "optpipe.quant_linear" and len(node.args) > 4:
+        bias = node.args[4]
+    return all(it is None or isinstance(it, WeightRef) for it in (*weights, bias)) and weights[0] is not None
