@@ -146,13 +146,14 @@ OVERRIDES: Final[dict[str, dict[str, Any]]] = {
     "recurrent_gemma": {"num_hidden_layers": 6},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [24, 40], "axial_pos_shape": [16, 32]},
     "starcoder2": {"sliding_window": WINDOW},
+    "xlm": {"causal": True},
     "xmod": {**_AFTER_PADDING, "default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
 }
 
 # Model types that cannot be made tiny and run on text alone, and why: one line each, for the coverage table.
 NOT_RUNNABLE: Final[dict[str, str]] = {
-    "gemma3n": "its vision tower comes from timm, which is not installed (its text model is gemma3n_text)",
+    "gemma3n": "its vision tower comes from timm, which is not installed; gemma3n_text is its text part",
     "gemma4_assistant": "it drafts from the keys and values of another model and has none of its own",
     "gemma4_unified_assistant": "it drafts from the keys and values of another model and has none of its own",
     "musicgen": "it decodes several audio codes a step, not text",

@@ -74,18 +74,15 @@ def attention_hook(
     who = type(module).__name__
     for name, given in kwargs.items():
         if given is not None and name not in MEANINGLESS:
-            reason = UNDERSTOOD.get(name, "which is not understood")
-            raise TraceError(f"{who} passes '{name}' to its attention: {reason}")
+            reason = UNDERSTOOD.get(name, f"it passes '{name}' to its attention, which is not understood")
+            raise TraceError(f"{who} cannot be traced: {reason}.")
     if dropout:
         raise TraceError(f"{who} drops attention weights at inference (dropout = {dropout})")
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     if attention_mask is None and not causal:
         raise TraceError(f"{who} attends in both directions, so it is not a causal decoder")
     if query.shape[0] != 1 or key.shape[2] != query.shape[2]:
-        raise TraceError(
-            f"{who} attends to something else than its own sequence, token for token "
-            f"(queries {tuple(query.shape)}, keys {tuple(key.shape)})"
-        )
+        raise TraceError(f"{who} cannot be traced: it attends to something else than the tokens it is given.")
     scale = float(scaling) if scaling is not None else float(query.shape[-1]) ** -0.5
     out = torch.ops.optpipe.attention(
         query[0].transpose(0, 1),

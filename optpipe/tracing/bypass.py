@@ -52,7 +52,7 @@ def match_attention(gm: fx.GraphModule, weights: Weights) -> int:
             except UnprovenError as reason:
                 raise TraceError(
                     f"{path(node) or 'the model'} computes attention outside the attention functions, "
-                    f"and {reason} ({node.name})"
+                    f"and {reason}."
                 ) from None
             count += 1
     if count:

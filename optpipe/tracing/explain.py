@@ -25,6 +25,7 @@ _OWN_WAYS: dict[str, str] = {
     "reformer": "its attention sorts tokens into buckets by their hashes",
     "transfo-xl": "it carries a memory of earlier segments",
     "xlstm": STATE,
+    "xlm": "it counts the tokens that are not padding, and blanks the positions past that count",
     "xlnet": "it attends to permuted positions with two streams",
 }
 
@@ -34,7 +35,7 @@ def explain(model: nn.Module, error: BaseException) -> str:
     text = str(error)
     if _has_state(model):
         return STATE
-    own = _OWN_WAYS.get(str(getattr(getattr(model, "config", None), "model_type", "")))
+    own = own_way(model)
     if own is not None:
         return own
     if _is_data_dependent(text):
@@ -42,6 +43,11 @@ def explain(model: nn.Module, error: BaseException) -> str:
     if "Constraints violated" in text or "specialized" in text:
         return "its code only works for some numbers of tokens"
     return f"its code cannot be exported ({first_line(error)})"
+
+
+def own_way(model: nn.Module) -> str | None:
+    """What a model of a known type does that is no causal decoder over one sequence, or None."""
+    return _OWN_WAYS.get(str(getattr(getattr(model, "config", None), "model_type", "")))
 
 
 def depends_on_data(model: nn.Module) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import TraceError
+from .explain import STATE
 
 MaskFunction = Callable[..., torch.Tensor]
 
@@ -26,44 +27,46 @@ MEANINGS: dict[str, tuple[str, str | None]] = {
     "create_chunked_causal_mask": ("chunk", "attention_chunk_size"),
 }
 
+BOTH_DIRECTIONS = "it attends in both directions, so it is no causal decoder"
+
 # functions whose mere call says that the model is not a plain causal decoder
 REFUSED: dict[str, str] = {
-    "create_bidirectional_mask": "it attends in both directions",
-    "create_bidirectional_sliding_window_mask": "it attends in both directions",
-    "create_recurrent_attention_mask": "it keeps a recurrent or convolutional state that mixes tokens",
+    "create_bidirectional_mask": BOTH_DIRECTIONS,
+    "create_bidirectional_sliding_window_mask": BOTH_DIRECTIONS,
+    "create_recurrent_attention_mask": STATE,
 }
 
 # arguments that change a mask's meaning; anything but None is refused
 OVERLAYS = {
     "or_mask_function": "it shows tokens to each other beyond a plain mask",
     "and_mask_function": "it hides tokens from each other beyond a plain mask",
-    "block_sequence_ids": "tokens of one block (an image, say) see each other in both directions",
+    "block_sequence_ids": "the tokens of an image in it see each other in both directions",
 }
 
 
-def _capturing(name: str) -> MaskFunction:
+def _capturing(name: str, who: str) -> MaskFunction:
     kind, attribute = MEANINGS[name]
 
     def capture(config: Any, inputs_embeds: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         for overlay, reason in OVERLAYS.items():
             if kwargs.get(overlay) is not None:
-                raise TraceError(f"the model cannot be served as a causal decoder: {reason} ({overlay})")
+                raise TraceError(f"{who} cannot be traced: {reason}.")
         if not getattr(config, "is_causal", True):
-            raise TraceError(f"the model is not a causal decoder: it attends in both directions ({name})")
+            raise TraceError(f"{who} cannot be traced: {BOTH_DIRECTIONS}.")
         size = None if attribute is None else getattr(config, attribute, None)
         if attribute is not None and size is None:
-            raise TraceError(f"{name} was called but the config has no {attribute}")
+            raise TraceError(f"{who} cannot be traced: it calls {name} and its config has no {attribute}.")
         mask: torch.Tensor = torch.ops.optpipe.mask(inputs_embeds, kind=kind, size=size)
         return mask
 
     return capture
 
 
-def _refusing(name: str) -> Callable[..., None]:
+def _refusing(name: str, who: str) -> Callable[..., None]:
     def refuse(*args: Any, **kwargs: Any) -> None:
         if "encoder_hidden_states" in kwargs and kwargs["encoder_hidden_states"] is None:
             return  # a decoder that could look at an encoder, and has none
-        raise TraceError(f"the model cannot be served as a causal decoder: {REFUSED[name]} ({name})")
+        raise TraceError(f"{who} cannot be traced: {REFUSED[name]}.")
 
     return refuse
 
@@ -73,7 +76,9 @@ def captured_masks(model: nn.Module) -> Iterator[None]:
     """Replace the mask functions in every module that a part of ``model`` was defined in."""
     import transformers.masking_utils
 
-    replacements = {name: _capturing(name) for name in MEANINGS} | {name: _refusing(name) for name in REFUSED}
+    who = type(model).__name__
+    replacements = {name: _capturing(name, who) for name in MEANINGS}
+    replacements |= {name: _refusing(name, who) for name in REFUSED}
     homes = {sys.modules[type(part).__module__] for part in model.modules()} | {transformers.masking_utils}
     patterns = transformers.masking_utils.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
     saved_patterns = dict(patterns)

@@ -1,7 +1,7 @@
 """Only attention may mix tokens: refuse a graph in which something else visibly does.
 
-The requests of a step lie one after another along T. A convolution or a running sum over T would carry one
-request into the next. What this list does not know, the packed contract finds by running.
+The requests of a step lie one after another along T. A convolution, a running sum or a total over T would
+carry one request into the next. What this list does not know, the packed contract finds by running.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ import torch
 from torch import fx
 
 from ..errors import TraceError
-from ..graph.nodes import argument, aten, is_call, path, positive, value
+from ..graph.nodes import args_of, argument, aten, is_call, path, positive, value
 
 _CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.convolution, aten._convolution)
 _ALONG = (aten.cumsum, aten.cumprod, aten.cummax, aten.logcumsumexp, aten.flip, aten.roll)
+
+_TOTALS = (
+    *(aten.sum, aten.mean, aten.prod, aten.amax, aten.amin, aten.max, aten.min, aten.argmax, aten.argmin),
+    *(aten.any, aten.all, aten.logsumexp, aten.var, aten.std, aten.median, aten.sort, aten.topk),
+)
 
 
 def refuse_mixing(gm: fx.GraphModule) -> None:
@@ -27,6 +32,8 @@ def refuse_mixing(gm: fx.GraphModule) -> None:
             raise _refused(node, "a convolution")
         if is_call(node, *_ALONG) and _runs_over_tokens(node):
             raise _refused(node, "a running sum or shift")
+        if is_call(node, *_TOTALS) and _is_over_tokens(node):
+            raise _refused(node, "a total or an order")
 
 
 def _has_tokens(operand: object) -> bool:
@@ -40,6 +47,21 @@ def _runs_over_tokens(node: fx.Node) -> bool:
     dims = argument(node, at, "dim", argument(node, at, "dims", None))
     dims = dims if isinstance(dims, list | tuple) else (dims,)
     return any(dim is None or isinstance(sizes[positive(dim, len(sizes))], torch.SymInt) for dim in dims)
+
+
+def _is_over_tokens(node: fx.Node) -> bool:
+    """Whether one of the dimensions of a reduction is the tokens'; without any it is over all."""
+    operands = args_of(node)
+    if len(operands) > 1 and isinstance(operands[1], fx.Node):
+        return False  # the elementwise maximum of two tensors
+    sizes = value(operands[0]).shape
+    at = 2 if is_call(node, aten.topk) else 1
+    default = -1 if is_call(node, aten.topk, aten.sort) else None
+    dims = argument(node, at, "dim", default)
+    if dims is None or dims == [] or isinstance(dims, bool):
+        return _has_tokens(operands[0])
+    listed = dims if isinstance(dims, list | tuple) else (dims,)
+    return any(isinstance(sizes[positive(dim, len(sizes))], torch.SymInt) for dim in listed)
 
 
 def _refused(node: fx.Node, what: str) -> TraceError:

@@ -19,7 +19,7 @@ from . import attention_hook, experts
 from .assemble import assemble
 from .bypass import match_attention
 from .eager import forward_parameters, position_offset, select_attention
-from .explain import depends_on_data
+from .explain import depends_on_data, own_way
 from .export import exported
 from .fold_masks import fold_masks
 from .masks import captured_masks
@@ -75,6 +75,16 @@ def trace(model: nn.Module, weights: Weights) -> Traced:
     Raises:
         TraceError: the model is not a causal decoder of one sequence, or cannot be exported.
     """
+    try:
+        return _causal_decoder(model, weights)
+    except TraceError as error:
+        own = own_way(model)
+        if own is None:
+            raise
+        raise TraceError(f"{type(model).__name__} cannot be traced: {own}.") from error
+
+
+def _causal_decoder(model: nn.Module, weights: Weights) -> Traced:
     _refuse_rope_of_the_batch(model)
     attention_hook.register()
     experts.register()
