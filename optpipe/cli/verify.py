@@ -105,7 +105,7 @@ def _steps(executor: Executor, ids: NDArray[np.int64], whole: NDArray[np.float32
     """The sequence in uneven steps through the cache against the sequence at once."""
     import numpy as np
 
-    from ..targets.reference import one_sequence
+    from ..targets.steps import one_sequence
 
     assert executor.cache_spec is not None, "only a paged artifact takes steps"
     block = executor.cache_spec.block_size

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from optpipe.targets.reference import one_sequence
+from optpipe.targets.steps import one_sequence
 
 from ..tape import TapeExecutor
 

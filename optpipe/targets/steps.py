@@ -1,0 +1,88 @@
+"""Steps made and steps checked, for every target. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import RequestError
+from .protocol import Ints, StepInputs, StepResult
+
+INPUTS = {"token_ids": "input_ids", "positions": "position_ids"}
+"""Where a step's arrays go among the inputs of a graph, when the name differs."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step that has run."""
+
+    value: StepResult
+
+    def result(self) -> StepResult:
+        """The step's result."""
+        return self.value
+
+
+def one_sequence(token_ids: Ints, block: int, begin: int = 0) -> StepInputs:
+    """A step of one sequence in blocks 0, 1, 2, …: tokens from position ``begin`` on, logits for all."""
+    end = begin + len(token_ids)
+    at = np.arange(begin, end, dtype=np.int64)
+    return StepInputs(
+        token_ids=np.asarray(token_ids, dtype=np.int64),
+        positions=at,
+        slot_mapping=at,
+        query_start=np.asarray([0, end - begin], dtype=np.int32),
+        context_lens=np.asarray([end], dtype=np.int32),
+        block_tables=np.arange(-(-end // block), dtype=np.int32)[None],
+        logit_rows=np.arange(end - begin, dtype=np.int64),
+    )
+
+
+def check_tokens(token_ids: Ints, vocab_size: int) -> None:
+    """Refuse an empty sequence and tokens outside the vocabulary."""
+    if len(token_ids) == 0:
+        raise RequestError("There is no token to run.")
+    low, high = int(token_ids.min()), int(token_ids.max())
+    if low < 0 or high >= vocab_size:
+        raise RequestError(f"Token ids must be in [0, {vocab_size}), got {low if low < 0 else high}.")
+
+
+def check_step(step: StepInputs, blocks: int, block_size: int, vocab_size: int) -> None:
+    """Refuse a step whose arrays disagree: it would read or write another sequence's memory.
+
+    Raises:
+        RequestError: says which array, and how.
+    """
+    check_tokens(step.token_ids, vocab_size)
+    tokens, sequences = len(step.token_ids), len(step.context_lens)
+    wrong: Any = None
+    starts = step.query_start.tolist()
+    if not len(step.positions) == len(step.slot_mapping) == tokens:
+        wrong = f"{tokens} tokens, {len(step.positions)} positions and {len(step.slot_mapping)} slots"
+    elif len(starts) != sequences + 1 or starts[0] != 0 or starts[-1] > tokens or starts != sorted(starts):
+        wrong = f"query_start {starts} for {sequences} sequences and {tokens} tokens"
+    elif step.block_tables.ndim != 2 or len(step.block_tables) != sequences:
+        wrong = f"block_tables of shape {step.block_tables.shape} for {sequences} sequences"
+    elif int(step.slot_mapping.max()) >= blocks * block_size:
+        wrong = f"slot {int(step.slot_mapping.max())} in a cache of {blocks * block_size} slots"
+    elif len(step.logit_rows) and not 0 <= int(step.logit_rows.min()) <= int(step.logit_rows.max()) < tokens:
+        wrong = f"logit rows outside [0, {tokens})"
+    else:
+        wrong = _wrong_tables(step, blocks, block_size)
+    if wrong is not None:
+        raise RequestError(f"The step's arrays disagree: {wrong}.")
+
+
+def _wrong_tables(step: StepInputs, blocks: int, block_size: int) -> str | None:
+    for b, length in enumerate(step.context_lens.tolist()):
+        queries = int(step.query_start[b + 1] - step.query_start[b])
+        used = step.block_tables[b, : -(-length // block_size)]
+        if length < queries:
+            return f"sequence {b} has {queries} new tokens but a context of {length}"
+        if len(used) * block_size < length:
+            return f"sequence {b} has {length} tokens but {len(used)} blocks of {block_size}"
+        if len(used) and not 0 <= int(used.min()) <= int(used.max()) < blocks:
+            return f"sequence {b} names a block outside [0, {blocks})"
+    return None
