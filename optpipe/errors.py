@@ -11,7 +11,8 @@
     ├── KernelError     a kernel was called with operands it cannot take
     ├── RequestError    a request asks for something impossible
     ├── CapacityError   there is no room: memory, blocks, queue
-    └── EngineError     serving failed: a step raised, a request ran too long, or the engine is closed
+    └── EngineError     serving failed: a step raised, or the engine is closed
+        └── TimeLimitError  a request took longer than it may
 
 A message is one whole sentence: who, where, got, expected. The hint stands apart, so that the command
 line can print it on its own line.
@@ -73,7 +74,11 @@ class CapacityError(OptpipeError):
 
 
 class EngineError(OptpipeError):
-    """Serving failed: a step raised, a request ran too long, or the engine is closed."""
+    """Serving failed: a step raised, or the engine is closed."""
+
+
+class TimeLimitError(EngineError):
+    """A request took longer than it may."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -13,6 +13,7 @@ from tokenizers.decoders import DecodeStream
 
 from optpipe.errors import ArtifactError
 
+TAIL = 16  # tokens of a prompt that decide how the first token behind it is spelt
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -43,21 +44,29 @@ class Tokenizer:
         found: int | None = self.backend.token_to_id(token)
         return found
 
-    def stream(self, prompt: Sequence[int] = ()) -> TextStream:
+    def stream(self, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> TextStream:
         """A decoder that takes token ids one by one, after those of a prompt that is not shown."""
-        return TextStream(self, prompt)
+        return TextStream(self, prompt, skip_special_tokens)
 
 
 class TextStream:
     """Decodes token by token; text comes out once its characters are whole."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(list(prompt), skip_special_tokens=True)
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], skip_special_tokens: bool = True) -> None:
+        self._backend = tokenizer.backend
+        self._skip = skip_special_tokens
+        self._tail = list(prompt[-TAIL:])
+        self._stream = DecodeStream(self._tail, skip_special_tokens=skip_special_tokens)
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes; empty while a character is not whole."""
-        return self._stream.step(self._tokenizer.backend, token) or ""
+        try:
+            text = self._stream.step(self._backend, token)
+        except Exception:  # bare, when bytes that are no text change what came before them: begin again
+            self._stream = DecodeStream(self._tail, skip_special_tokens=self._skip)
+            text = None
+        self._tail = [*self._tail[-TAIL:], token]
+        return text or ""
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -81,7 +90,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(backend, special, _template(folder, settings))
 
 
-def stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+def stop_ids(folder: Path, tokenizer: Tokenizer | None) -> frozenset[int]:
     """The ids that end a text, by generation_config.json, else config.json, else the tokenizer."""
     for name in ("generation_config.json", "config.json"):
         value = _read(folder / name).get("eos_token_id")
@@ -90,7 +99,7 @@ def stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
             if not all(isinstance(one, int) for one in ids):
                 raise ArtifactError(f"'{name}' in '{folder}' has the eos_token_id {value}, no token id.")
             return frozenset(ids)
-    eos = tokenizer.id_of(tokenizer.special.get("eos_token", ""))
+    eos = None if tokenizer is None else tokenizer.id_of(tokenizer.special.get("eos_token", ""))
     return frozenset() if eos is None else frozenset([eos])
 
 

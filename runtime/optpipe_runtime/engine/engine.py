@@ -12,64 +12,45 @@ Every method may be called from any thread and from any event loop; those that w
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import itertools
+import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+import secrets
+import time
+import weakref
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import Any, Self
 
+import optpipe
+from optpipe.artifact import Artifact, load_artifact
+from optpipe.errors import ArtifactError, CapacityError, EngineError, OptpipeError
 from optpipe.targets.protocol import Executor
 
+from ..core import Scheduler, SchedulerConfig
+from ..sampling import Sampler, SamplingParams
+from ..tokenizer import Tokenizer, context_length, load_tokenizer, stop_ids
+from .batch import Batch
 from .config import EngineConfig
-from .outputs import Delta, RequestOutput
+from .delivery import Mailbox, Outbox
+from .drafting import make_speculator
+from .gate import Gate
+from .intake import Asked, Intake, Prompt
+from .loop import Loop
+from .memory import MemoryPlan, plan_memory
+from .outputs import RequestOutput
+from .request import Request
+from .runner import Runner
 from .stats import EngineStats, Health
+from .submission import Submission
 
-if TYPE_CHECKING:
-    from ..sampling.params import SamplingParams
-    from ..tokenizer import Tokenizer
-
-Prompt = str | Sequence[int]
-
-
-class Submission(Protocol):
-    """A request on its way: an iterator of deltas, for threads and for event loops. Read it from one place.
-
-    Attributes:
-        request_id: as given, or made up.
-    """
-
-    request_id: str
-
-    def wait_ready(self, timeout: float | None = None) -> None:
-        """Wait until the request is accepted: its prompt is tokens, and it is in the queue.
-
-        Raises:
-            RequestError: it asks for something impossible.
-            CapacityError: it can never fit the cache.
-        """
-
-    async def ready(self) -> None:
-        """``wait_ready`` for event loops."""
-
-    @property
-    def prompt_token_ids(self) -> tuple[int, ...]:
-        """The prompt as the model sees it; known once ready."""
-
-    def __iter__(self) -> Iterator[Delta]: ...
-    def __aiter__(self) -> AsyncIterator[Delta]: ...
-
-    def result(self, timeout: float | None = None) -> RequestOutput:
-        """Wait for the end and join the deltas that were not read yet.
-
-        Raises:
-            RequestError, CapacityError: the request was not accepted.
-            EngineError: ``timeout`` seconds passed.
-        """
-
-    async def aresult(self) -> RequestOutput:
-        """``result`` for event loops."""
-
-    def abort(self) -> bool:
-        """Give the request up; its last deltas say "abort". False when it had ended."""
+log = logging.getLogger("optpipe.engine")
+_LOGITS_BYTES = 256 << 20  # of a step's rows of logits, about; prompts with log-probabilities go by it
+_CLOSED = "The engine is closed."
 
 
 class Engine:
@@ -81,6 +62,14 @@ class Engine:
         config: limits, memory, habits.
         target_options: the target's own, such as ``device``.
 
+    Attributes:
+        executor, tokenizer, config: its parts. Without a tokenizer prompts are token ids, and text is empty.
+        eos: the model's end tokens.
+        vocab_size: token ids are below this.
+        context_length: positions that a sequence may have: what the model, the config and the cache allow.
+        model_name: of the artifact's folder.
+        memory: what was given to weights, cache and workspace.
+
     Raises:
         ArtifactError: the artifact is missing, damaged or too new, or is not paged.
         PluginError: there is no such target.
@@ -89,13 +78,23 @@ class Engine:
 
     def __init__(
         self,
-        artifact: str | os.PathLike[str] | Any,
+        artifact: str | os.PathLike[str] | Artifact,
         target: str = "auto",
         *,
         config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
         **target_options: Any,
     ) -> None:
-        raise NotImplementedError
+        opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+        executor = optpipe.load(opened, target=target, **target_options)
+        tokenizer = load_tokenizer(opened.path) if (opened.path / "tokenizer.json").is_file() else None
+        self._start(
+            executor,
+            tokenizer,
+            config,
+            eos=stop_ids(opened.path, tokenizer),
+            context=context_length(opened.path),
+            model_name=Path(opened.path).resolve().name,
+        )
 
     @classmethod
     def over(
@@ -104,23 +103,54 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         *,
         config: EngineConfig = EngineConfig(),  # noqa: B008 - frozen
-        eos: Sequence[int] = (),
+        eos: Collection[int] = (),
         context_length: int | None = None,
         model_name: str = "model",
     ) -> Self:
-        """An engine over an executor of one's own; without a tokenizer, prompts are ids and text is empty."""
-        raise NotImplementedError
+        """An engine over an executor of one's own."""
+        engine = cls.__new__(cls)
+        engine._start(executor, tokenizer, config, eos=eos, context=context_length, model_name=model_name)
+        return engine
 
-    config: EngineConfig
-    executor: Executor
-    tokenizer: Tokenizer | None
-    eos: frozenset[int]
-    context_length: int
-    """Positions a sequence may have: the model's, the config's or the cache's limit, whichever is least."""
-    vocab_size: int
-    model_name: str
-    block_size: int
-    num_blocks: int
+    def _start(
+        self,
+        executor: Executor,
+        tokenizer: Tokenizer | None,
+        config: EngineConfig,
+        *,
+        eos: Collection[int],
+        context: int | None,
+        model_name: str,
+    ) -> None:
+        if executor.cache_spec is None:
+            raise ArtifactError(
+                "The artifact has no key-value cache, and an engine needs one.",
+                hint="optimize the model with the pass `paged`",
+            )
+        rows = max(config.max_num_seqs, min(2048, _LOGITS_BYTES // (4 * executor.vocab_size)))
+        memory = plan_memory(executor, config, rows=rows, context=context)
+        log.info("%s", memory)
+        executor.allocate(memory.num_blocks, kv_dtype=memory.kv_dtype)
+        limits = [memory.num_blocks * memory.block_size, context, config.max_context]
+        self.executor, self.tokenizer, self.config, self.memory = executor, tokenizer, config, memory
+        self.eos, self.vocab_size, self.model_name = frozenset(eos), executor.vocab_size, model_name
+        self.context_length = min(it for it in limits if it is not None)
+        sampler = Sampler(executor.vocab_size, threads=config.sampler_threads)
+        self._intake = Intake(sampler, tokenizer, self.eos, self.context_length, config.seed)
+        self._gate = Gate(config.max_num_seqs, config.max_waiting)
+        batch = Batch(memory.block_size, config.max_num_seqs, memory.num_blocks)
+        self._loop = Loop(
+            Scheduler(_scheduler_config(config, memory, rows)),
+            Runner(executor, sampler, batch),
+            batch,
+            make_speculator(config, self.eos),
+            self._gate,
+            config,
+        )
+        self._threads = ThreadPoolExecutor(config.intake_threads, thread_name_prefix="optpipe-intake")
+        self._names = itertools.count()
+        self._prefix = secrets.token_hex(4)
+        self._finalizer = weakref.finalize(self, _shut, self._gate, self._loop, self._threads, sampler)
 
     def submit(
         self,
@@ -131,8 +161,11 @@ class Engine:
         priority: int = 0,
         salt: bytes = b"",
         stream: bool = True,
+        timeout: float | None = None,
     ) -> Submission:
-        """Ask for a continuation, and return at once; a prompt of text becomes tokens in another thread.
+        """Ask for a continuation, and return at once.
+
+        Where an event loop runs in this thread, a prompt of text becomes tokens in another.
 
         Args:
             prompt: text, or token ids.
@@ -141,47 +174,112 @@ class Engine:
             priority: lower numbers first, under the priority policy.
             salt: prompts share cached blocks only with prompts of the same salt.
             stream: False tells the reader of each choice only once, at its end, which costs less.
+            timeout: seconds after which the request is given up; the config's when None.
 
         Raises:
             RequestError: what can be seen at once is wrong; the rest comes with ``ready`` or the first delta.
             CapacityError: the queue is full.
             EngineError: the engine is draining or closed.
         """
-        raise NotImplementedError
+        params = SamplingParams() if params is None else params
+        name = f"{self._prefix}-{next(self._names)}" if request_id is None else request_id
+        asked = self._intake.ask(prompt, params, priority, salt)
+        self._gate.admit(name, params.n)
+        mailbox = Mailbox(name, params.n, stream=stream)
+        limit = self.config.request_timeout if timeout is None else timeout
+        request = Request(name, params, mailbox, time.monotonic(), limit)
+        submission = Submission(mailbox, params.n, self.abort)
+        slow = isinstance(prompt, str) or params.structured is not None or bool(params.bad_words)
+        if slow and _in_event_loop():
+            with contextlib.suppress(RuntimeError):  # the engine is being closed: the reader is told below
+                self._threads.submit(self._enter, request, asked)
+                return submission
+        self._enter(request, asked)
+        submission.check()
+        return submission
+
+    def _enter(self, request: Request, asked: Asked) -> None:
+        """Prepare a request and hand it to the engine's thread, or tell its reader why not."""
+        outbox = Outbox()
+        error: OptpipeError | None = None
+        try:
+            self._intake.prepare(request, asked)
+        except OptpipeError as caught:
+            error = caught
+        except Exception as caught:  # of a tokenizer or a grammar: they may raise anything
+            log.exception("a request could not be prepared")
+            error = EngineError(f"The request could not be prepared: {type(caught).__name__}.")
+        if error is None and not self._loop.enter(request):
+            error = EngineError(_CLOSED)
+        if error is None:
+            request.mailbox.accept(tuple(request.prompt), outbox)
+        else:
+            self._gate.end(queued=request.params.n, name=request.id)
+            request.mailbox.refuse(error, outbox)
+        outbox.flush()
 
     def generate(
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        timeout: float | None = None,
     ) -> list[RequestOutput]:
         """Continue prompts, in the order given; however many, they are fed as the queue has room. Blocks.
 
         Raises:
             RequestError: one of the requests is impossible; the others are given up.
+            EngineError: the engine was closed meanwhile.
         """
-        raise NotImplementedError
+        each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else params
+        assert len(each) == len(prompts), f"{len(each) = }, {len(prompts) = }"
+        outputs: list[RequestOutput] = []
+        with contextlib.ExitStack() as stack:
+            submissions: list[Submission] = []
+            for prompt, one in zip(prompts, each, strict=True):
+                submissions.append(
+                    stack.enter_context(self._submit_when_free(prompt, one, submissions, outputs))
+                )
+            outputs += [it.result() for it in submissions[len(outputs) :]]
+        return outputs
+
+    def _submit_when_free(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        before: list[Submission],
+        outputs: list[RequestOutput],
+    ) -> Submission:
+        """Submit; while the queue is full, wait for the first of those before that has not ended."""
+        while True:
+            try:
+                return self.submit(prompt, params, stream=False)
+            except CapacityError:
+                if len(outputs) == len(before):
+                    raise  # others fill the queue
+                outputs.append(before[len(outputs)].result())
 
     def abort(self, request_id: str) -> bool:
         """Give a request up; its blocks are free within a step. False when there is no such request."""
-        raise NotImplementedError
+        known = self._gate.has(request_id)
+        if known:
+            self._loop.give_up(request_id)
+        return known
 
     def stats(self) -> EngineStats:
         """Counters and gauges, as of the last step."""
-        raise NotImplementedError
+        return self._loop.stats()
 
     def health(self) -> Health:
         """Whether generation makes progress."""
-        raise NotImplementedError
+        return self._loop.health()
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Refuse new requests and wait for the running ones; False when ``timeout`` seconds did not do."""
-        raise NotImplementedError
+        """Refuse new requests and wait for those that are in; False when ``timeout`` seconds did not do."""
+        self._gate.shut("The engine is shutting down and takes no new requests.")
+        return self._gate.wait_empty(timeout)
 
     def close(self) -> None:
         """Stop now: what runs is aborted, the thread ends. May be called again."""
-        raise NotImplementedError
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -190,3 +288,36 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _shut(gate: Gate, loop: Loop, threads: ThreadPoolExecutor, sampler: Sampler) -> None:
+    """Stop an engine, whether it was closed or forgotten."""
+    gate.shut(_CLOSED)
+    threads.shutdown(wait=False)  # what waits for them is refused, not forgotten
+    if loop.stop(timeout=10.0):
+        sampler.close()
+    else:
+        log.error("a step has not come back for 10 s; its thread is left behind")
+        loop.abandon(EngineError(_CLOSED))
+
+
+def _scheduler_config(config: EngineConfig, memory: MemoryPlan, rows: int) -> SchedulerConfig:
+    return SchedulerConfig(
+        num_blocks=memory.num_blocks,
+        block_size=memory.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+        max_logit_rows=rows,
+        watermark=config.watermark,
+        policy=config.policy,
+        prefix_caching=config.prefix_caching,
+        max_waiting=1 << 40,  # the gate counts
+    )
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -7,7 +7,9 @@ a stop string, and never half a character.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from optpipe.errors import OptpipeError
@@ -131,3 +133,21 @@ class RequestOutput:
         first = self.completions[0].usage
         sampled = sum(it.usage.completion_tokens for it in self.completions)
         return Usage(first.prompt_tokens, sampled, first.cached_tokens)
+
+
+def joined(deltas: Sequence[Delta]) -> Completion:
+    """All deltas of one choice as a whole; the last of them says how it ended."""
+    last = deltas[-1]
+    assert last.finish_reason and last.usage and last.timing, f"{last = } is not the end"
+    logprobs = [it.logprobs for it in deltas if it.logprobs is not None]
+    return Completion(
+        last.index,
+        "".join(it.text for it in deltas),
+        tuple(chain.from_iterable(it.token_ids for it in deltas)),
+        tuple(chain.from_iterable(logprobs)) if logprobs else None,
+        last.finish_reason,
+        last.stop_reason,
+        last.error,
+        last.usage,
+        last.timing,
+    )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..core import SchedulerStats
+    from ..speculation import SpeculationStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,29 @@ class Health:
     stalled: float
 
 
+@dataclass(slots=True)
+class Counters:
+    """What the engine's thread counts; attributes as in :class:`EngineStats`."""
+
+    steps: int = 0
+    failed_steps: int = 0
+    computed_tokens: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    step_seconds: float = 0.0
+    ended: Counter[str] = field(default_factory=Counter)
+
+    def step(self, tokens: int, seconds: float) -> None:
+        """A step was made."""
+        self.steps += 1
+        self.computed_tokens += tokens
+        self.step_seconds += seconds
+
+    def end(self, reason: str) -> None:
+        """A sequence has ended."""
+        self.ended[reason] += 1
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """See the module.
@@ -31,8 +60,9 @@ class EngineStats:
         prefix_queries, prefix_hits: prompt tokens looked up in the prefix cache, and found (counters).
         preemptions: sequences that lost their blocks and were computed again (counter).
         steps, failed_steps: of the executor (counters).
-        prompt_tokens, generated_tokens: computed and sampled (counters).
-        requests: finished requests by finish reason (counters).
+        computed_tokens: tokens that went through the model (counter).
+        prompt_tokens, generated_tokens: of prompts that were finished, and sampled (counters).
+        requests: sequences that ended, by finish reason (counters).
         step_seconds: time spent in steps (counter).
         draft_tokens, accepted_tokens: by place in the draft (counters).
     """
@@ -47,9 +77,39 @@ class EngineStats:
     preemptions: int = 0
     steps: int = 0
     failed_steps: int = 0
+    computed_tokens: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     requests: tuple[tuple[str, int], ...] = ()
     step_seconds: float = 0.0
     draft_tokens: tuple[int, ...] = ()
     accepted_tokens: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls, counters: Counters, gauges: SchedulerStats, queued: int, drafts: SpeculationStats | None
+    ) -> EngineStats:
+        """Put together what each part knows.
+
+        Args:
+            queued: sequences that had no step yet, those too that the scheduler has not seen.
+        """
+        return cls(
+            running=gauges.running,
+            waiting=max(queued, gauges.waiting),
+            blocks_total=gauges.blocks_used + gauges.blocks_cached + gauges.blocks_free,
+            blocks_used=gauges.blocks_used,
+            blocks_cached=gauges.blocks_cached,
+            prefix_queries=gauges.prefix_queries,
+            prefix_hits=gauges.prefix_hits,
+            preemptions=gauges.preemptions,
+            steps=counters.steps,
+            failed_steps=counters.failed_steps,
+            computed_tokens=counters.computed_tokens,
+            prompt_tokens=counters.prompt_tokens,
+            generated_tokens=counters.generated_tokens,
+            requests=tuple(sorted(counters.ended.items())),
+            step_seconds=counters.step_seconds,
+            draft_tokens=() if drafts is None else drafts.proposed,
+            accepted_tokens=() if drafts is None else drafts.accepted,
+        )

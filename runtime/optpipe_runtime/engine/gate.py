@@ -1,0 +1,88 @@
+"""Who is in: names that are taken, places in the queue, whether anybody may still come. For any thread."""
+
+from __future__ import annotations
+
+import threading
+
+from optpipe.errors import CapacityError, EngineError, RequestError
+
+
+class Gate:
+    """Counts sequences from the moment that they are asked for until they end.
+
+    A sequence is queued until its first step. The queue has ``max_waiting`` places; sequences that can run at
+    once need none of them.
+
+    Args:
+        max_running: sequences that run at once.
+        max_waiting: sequences that may wait.
+    """
+
+    def __init__(self, max_running: int, max_waiting: int) -> None:
+        self._max_running, self._max_waiting = max_running, max_waiting
+        self._changed = threading.Condition()
+        self._names: set[str] = set()
+        self._shut: str | None = None
+        self.queued = 0
+        self.running = 0
+
+    def admit(self, name: str, sequences: int) -> None:
+        """Take a name and places in the queue.
+
+        Raises:
+            RequestError: the name is taken, or there could never be so many places.
+            CapacityError: the queue is full.
+            EngineError: nobody may come any more.
+        """
+        with self._changed:
+            if self._shut is not None:
+                raise EngineError(self._shut)
+            if name in self._names:
+                raise RequestError(f"The request id '{name[:100]}' is in use.", hint="give each its own")
+            most = self._max_running + self._max_waiting
+            if sequences > most:
+                raise RequestError(f"n is {sequences}, but the engine takes {most} sequences in all.")
+            if (
+                self.queued + self.running + sequences > most
+                or self.queued + sequences > self._max_waiting + max(0, self._max_running - self.running)
+            ):
+                raise CapacityError(
+                    f"The queue is full: {self.queued} sequences are waiting.", hint="try again later"
+                )
+            self._names.add(name)
+            self.queued += sequences
+
+    def has(self, name: str) -> bool:
+        """Whether a request of that name is in."""
+        return name in self._names
+
+    def start(self, sequences: int) -> None:
+        """Sequences have their first step."""
+        with self._changed:
+            self.queued -= sequences
+            self.running += sequences
+
+    def end(self, *, queued: int = 0, running: int = 0, name: str | None = None) -> None:
+        """Sequences have ended, and with the last of them the request of this name."""
+        with self._changed:
+            self.queued -= queued
+            self.running -= running
+            if name is not None:
+                self._names.discard(name)
+                if not self._names:
+                    self._changed.notify_all()
+
+    def shut(self, why: str) -> None:
+        """Let nobody in any more."""
+        with self._changed:
+            self._shut = self._shut or why
+
+    def wait_empty(self, timeout: float | None) -> bool:
+        """Wait until every request has ended; False when that took longer than ``timeout`` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._names, timeout)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is any request."""
+        return bool(self._names)
