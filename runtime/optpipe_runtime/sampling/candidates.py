@@ -50,7 +50,7 @@ class Folded:
         columns = np.flatnonzero(self._maxima >= bound)
         depth = -(-len(self.values) // self._columns)
         ids = (np.arange(depth)[:, None] * self._columns + columns).ravel()
-        ids = ids[: np.searchsorted(ids, len(self.values))] if depth == 1 else ids[ids < len(self.values)]
+        ids = ids[ids < len(self.values)]
         ids = ids[self.values[ids] >= bound]
         ids.sort()
         return ids
@@ -64,12 +64,9 @@ class Folded:
         """exp((value - peak) / temperature) of every value, in ``out`` [at least n]."""
         return Weights(scaled(self.values, self.peak, temperature, out[: len(self.values)]))
 
-    def threshold(self, count: int) -> float:
-        """The ``count``-th largest value."""
-        return float(np.partition(self.values, len(self.values) - count)[len(self.values) - count])
-
     def _scan(self, count: int) -> NDArray[np.int64]:
-        bound = -np.inf if count >= len(self.values) else self.threshold(count)
+        place = max(0, len(self.values) - count)
+        bound = float(np.partition(self.values, place)[place])
         return np.flatnonzero(self.values >= max(bound, float(np.finfo(np.float32).min)))
 
 
@@ -78,7 +75,8 @@ def scaled(
 ) -> NDArray[np.float32]:
     """exp((value - peak) / temperature) in float32, the same bits for the same value wherever it stands."""
     np.subtract(values, np.float32(peak), out=out)
-    np.multiply(out, np.float32(1 / temperature), out=out)
+    if temperature != 1:
+        np.multiply(out, np.float32(1 / temperature), out=out)
     return np.exp(out, out=out)
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -244,8 +245,8 @@ def _next(values: NDArray[np.float32], state: RowState, scratch: Scratch) -> int
     row = state.edited(values, scratch)
     if state.params.greedy:
         return row.token(likeliest(row.values))
-    number = uniform(state.seed, state.outputs)
-    return row.token(choose(row.values, state.params, number, scratch))
+    draws = partial(uniform, state.seed, state.outputs)
+    return row.token(choose(row.values, state.params, draws, scratch))
 
 
 def _over(group: Group, row: int, token: int) -> bool:

@@ -71,7 +71,7 @@ def _schema_text(schema: object) -> str:
     _check_depth(schema)
     try:
         value = json.loads(schema) if isinstance(schema, str) else schema
-        text = json.dumps(value, allow_nan=False)
+        text = json.dumps({} if value is True else value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"json_schema is no JSON: {str(error) or 'it nests too deep'}.") from None
     if not isinstance(value, Mapping | bool):

@@ -6,22 +6,24 @@ prompt, preemption and speculation did in between.
 
 from __future__ import annotations
 
+import struct
 from hashlib import blake2b
 
 _MASK = (1 << 64) - 1
 
 
-def uniform(seed: int, index: int) -> float:
+def uniform(seed: int, index: int, attempt: int = 0) -> float:
     """A number from 0 up to 1, with 53 random bits.
 
     Args:
         seed: of the request; its low 64 bits count.
         index: of the output token, from 0.
+        attempt: how many numbers this token has had before.
 
     >>> uniform(1, 0) == uniform(1, 0), 0 <= uniform(1, 1) < 1
     (True, True)
     """
-    return (_hash(seed, index, b"optpipe token") >> 11) * 2.0**-53
+    return (_hash(seed, index, attempt, b"optpipe token") >> 11) * 2.0**-53
 
 
 def child_seed(seed: int, child: int) -> int:
@@ -30,9 +32,9 @@ def child_seed(seed: int, child: int) -> int:
     >>> child_seed(7, 0)
     7
     """
-    return seed if child == 0 else _hash(seed, child, b"optpipe child")
+    return seed if child == 0 else _hash(seed, child, 0, b"optpipe child")
 
 
-def _hash(seed: int, index: int, purpose: bytes) -> int:
-    key = (seed & _MASK).to_bytes(8, "little") + index.to_bytes(8, "little")
+def _hash(seed: int, index: int, attempt: int, purpose: bytes) -> int:
+    key = struct.pack("<QQQ", seed & _MASK, index, attempt)
     return int.from_bytes(blake2b(key, digest_size=8, person=purpose).digest(), "little")

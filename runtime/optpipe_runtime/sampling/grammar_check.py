@@ -1,0 +1,151 @@
+"""Tries a grammar in a child process, which may be killed when it takes too long or too much memory.
+
+The child sleeps on a pipe between requests. One line of JSON goes in, one comes out:
+
+    {"tokenizer": "…", "vocab_size": 49152, "eos": [2]}     → {"error": null}
+    {"kind": "regex", "source": "("}                        → {"error": "unclosed group"}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from optpipe.errors import RequestError
+
+MEMORY = 512 << 20  # bytes that a grammar may take
+START_SECONDS = 60.0  # a large tokenizer takes seconds to read
+
+
+class Checker:
+    """The parent's end.
+
+    Args:
+        setup: the first line, without its end.
+        seconds: that a grammar may take.
+    """
+
+    def __init__(self, setup: str, seconds: float) -> None:
+        self._setup = setup
+        self._seconds = seconds
+        self._child: subprocess.Popen[bytes] | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    def check(self, kind: str, source: str) -> str | None:
+        """What is wrong with a grammar, or None.
+
+        Raises:
+            RequestError: the child process cannot start.
+        """
+        child = self._started()
+        answer = _ask(child, json.dumps({"kind": kind, "source": source}), self._seconds)
+        if answer is None:
+            slow = child.poll() is None
+            self.close()
+            return (
+                f"it takes over {self._seconds:g} s" if slow else "it takes too much memory or nests too deep"
+            )
+        return None if answer["error"] is None else str(answer["error"])
+
+    def close(self) -> None:
+        """Let the child go; the next check starts another."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._child = self._finalizer = None
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self.close()
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        )
+        self._child, self._finalizer = child, weakref.finalize(self, _end, child)
+        answer = _ask(child, self._setup, START_SECONDS)
+        if answer is None or answer["error"] is not None:
+            self.close()
+            raise RequestError("The process that checks grammars did not start, so none can be used.")
+        return child
+
+
+def _ask(child: subprocess.Popen[bytes], line: str, seconds: float) -> dict[str, Any] | None:
+    """Send a line and wait for one; None when the child dies or the time is over."""
+    assert child.stdin is not None and child.stdout is not None, f"{child = } has no pipes"
+    until = time.monotonic() + seconds
+    try:
+        child.stdin.write(line.encode() + b"\n")
+        child.stdin.flush()
+    except BrokenPipeError:
+        return None
+    answer = b""
+    while not answer.endswith(b"\n"):
+        left = until - time.monotonic()
+        if left <= 0 or not select.select([child.stdout], [], [], left)[0]:
+            return None
+        part = os.read(child.stdout.fileno(), 65536)
+        if not part:
+            child.wait()
+            return None
+        answer += part
+    found: dict[str, Any] = json.loads(answer)
+    return found
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):  # what was not written is of no use to the dead
+                pipe.close()
+
+
+def main() -> None:
+    """The child's end."""
+    from . import llguidance_adapter as adapter
+
+    tokenizer = adapter.tokenizer(**json.loads(sys.stdin.readline()))
+    limit = _address_space() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _answer(None)
+    for line in sys.stdin:
+        _answer(_wrong(adapter, tokenizer, **json.loads(line)))
+
+
+def _wrong(adapter: Any, tokenizer: Any, kind: str, source: str) -> str | None:
+    try:
+        found = adapter.matcher(tokenizer, kind, source)
+        if not found.is_error():
+            found.compute_bitmask()
+        return str(found.get_error()) or None
+    except (ValueError, MemoryError) as error:
+        return str(error) or "it takes too much memory"
+
+
+def _address_space() -> int:
+    """Bytes that this process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+def _answer(error: str | None) -> None:
+    sys.stdout.write(json.dumps({"error": error}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
