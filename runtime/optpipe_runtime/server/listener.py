@@ -1,0 +1,132 @@
+"""uvicorn as this server wants it: bounded connections, and an end in two steps.
+
+The first SIGTERM (or Ctrl-C) closes the door and lets running requests end; the second stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .config import ServerConfig
+from .errors import ApiError
+
+log = logging.getLogger("optpipe.server")
+CONNECTIONS_A_REQUEST = 4  # connections may idle between requests, so there are more than requests
+
+
+class Listener(uvicorn.Server):
+    """A server that counts signals.
+
+    Args:
+        app: to be served.
+        config: its limits.
+        host, port: where; port 0 takes a free one.
+        on_started: told the port once connections are taken.
+    """
+
+    def __init__(
+        self, app: FastAPI, config: ServerConfig, host: str, port: int, on_started: Callable[[int], None]
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=host,
+                port=port,
+                http=_protocol(config),
+                ws="none",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                h11_max_incomplete_event_size=config.max_header_bytes,
+                limit_concurrency=None,
+                timeout_keep_alive=max(1, round(config.keep_alive)),
+                timeout_graceful_shutdown=max(1, round(config.drain_timeout)),
+            )
+        )
+        self._on_started = on_started
+        self.signals = 0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain on the first signal, stop on the second."""
+        self.signals += 1
+        if self.signals == 1:
+            log.info("draining", extra={"signal": signal.Signals(sig).name})
+            self.should_exit = True
+        else:
+            log.warning("stopping at once", extra={"signal": signal.Signals(sig).name})
+            self.force_exit = True
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Begin, and say where."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_started(int(self.servers[0].sockets[0].getsockname()[1]))
+
+
+def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
+    """HTTP on one connection, with limits that uvicorn lacks."""
+    most = CONNECTIONS_A_REQUEST * config.max_requests
+
+    class Protocol(H11Protocol):
+        _overdue: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            if len(self.connections) >= most:
+                transport.abort()
+                return
+            super().connection_made(transport)
+            # Responses find the transport here when they must cut a connection.
+            self.app_state = {**self.app_state, "transport": transport}
+            self._overdue = self.loop.call_later(config.header_timeout, self._no_headers)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._overdue is not None:
+                self._overdue.cancel()
+            if self.transport is not None:  # else it was refused
+                super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport is not None:
+                super().data_received(data)
+
+        def _no_headers(self) -> None:
+            if self.cycle is None:
+                self.transport.abort()
+
+        def send_400_response(self, msg: str) -> None:
+            """In the API's shape."""
+            if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+                self.transport.close()  # in the middle of an answer
+                return
+            refusal = ApiError(
+                400,
+                f"The request is not HTTP, or its headers pass {config.max_header_bytes} bytes.",
+                code="bad_http",
+            )
+            body = json.dumps(refusal.body()).encode()
+            headers = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+            ]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+    return Protocol
