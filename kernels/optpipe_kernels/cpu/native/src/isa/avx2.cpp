@@ -13,6 +13,8 @@ namespace avx2 {
 
 #include "vec/math.h"
 
+#include "vec/dot.h"
+
 #include "ops/all.h"
 } // namespace avx2
 } // namespace optpipe

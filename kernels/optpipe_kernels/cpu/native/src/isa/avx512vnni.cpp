@@ -13,6 +13,8 @@ namespace avx512vnni {
 
 #include "vec/math.h"
 
+#include "vec/dot.h"
+
 #include "ops/all.h"
 } // namespace avx512vnni
 } // namespace optpipe

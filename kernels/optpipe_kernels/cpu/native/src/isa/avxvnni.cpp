@@ -13,6 +13,8 @@ namespace avxvnni {
 
 #include "vec/math.h"
 
+#include "vec/dot.h"
+
 #include "ops/all.h"
 } // namespace avxvnni
 } // namespace optpipe

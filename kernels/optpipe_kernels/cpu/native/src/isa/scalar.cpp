@@ -12,6 +12,8 @@ namespace scalar {
 
 #include "vec/math.h"
 
+#include "vec/dot.h"
+
 #include "ops/all.h"
 } // namespace scalar
 } // namespace optpipe
