@@ -1,8 +1,8 @@
 """Weights of linear layers in the form that the native kernels read, the same at every instruction set.
 
-The form is drawn in ``native/src/ops/packed.h``. One weight is one blob of bytes, aligned to 64, that says its own
-shape; several matrices over the same inputs (q, k and v) are packed one below the other, and gate and up tile by
-tile for the gated kernels.
+The form is drawn in ``native/src/ops/packed.h``. One weight is one blob of bytes, aligned to 64, that says its
+own shape; several matrices over the same inputs (q, k and v) are packed one below the other, and gate and up tile
+by tile for the gated kernels.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Form:
         fits = self.group == 0 if self.bits in (16, 32) else self.group == -1 or self._divides()
         if self.bits not in (4, 8, 16, 32) or not fits or min(self.rows, self.inputs) < 1:
             raise KernelError(
-                f"the CPU kernels take no weight [{self.rows}, {self.inputs}] of {self.bits} bits in groups of"
-                f" {self.group}; groups are multiples of {BLOCK} that divide K, or −1"
+                f"the CPU kernels take no weight [{self.rows}, {self.inputs}] of {self.bits} bits in groups"
+                f" of {self.group}; groups are multiples of {BLOCK} that divide K, or -1"
             )
 
     def _divides(self) -> bool:
