@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .artifact import Artifact, load_artifact
@@ -10,7 +11,11 @@ from .errors import OptpipeError, PluginError, nearest
 from .plugins import installed_plugins
 
 if TYPE_CHECKING:
+    from .plugins.hookspecs import TargetEntry
     from .targets.protocol import Executor
+
+
+AUTO = "auto"
 
 
 def load(
@@ -20,22 +25,37 @@ def load(
 
     Args:
         artifact: the folder, or one that was opened with ``load_artifact``.
-        target: the name of a target, see ``optpipe doctor``.
+        target: the name of a target, see ``optpipe doctor``; "auto" takes the fastest that can run here.
         options: the target's own, such as ``device`` for the reference.
 
     Raises:
         ArtifactError: the folder is missing, damaged, hostile or too new.
         PluginError: there is no such target.
     """
-    targets = installed_plugins().targets()
-    if target not in targets:
+    targets = {name: provided.value for name, provided in installed_plugins().targets().items()}
+    name = choose_target(targets) if target == AUTO else target
+    if name not in targets:
         raise PluginError(
-            f"There is no target named '{target}'.",
-            hint=nearest(target, targets) or f"known: {', '.join(targets)}",
+            f"There is no target named '{name}'.",
+            hint=nearest(name, targets) or f"known: {', '.join([AUTO, *targets])}",
         )
     opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    entry = targets[name]
     try:
-        executor: Executor = targets[target].value.load(opened.program, opened.weights, **options)
+        if hasattr(entry, "load_artifact"):
+            executor: Executor = entry.load_artifact(opened, **options)
+        else:
+            executor = entry.load(opened.program, opened.weights, **options)
     except TypeError as error:
-        raise OptpipeError(f"The target '{target}' refuses its options: {error}.") from error
+        raise OptpipeError(f"The target '{name}' refuses its options: {error}.") from error
     return executor
+
+
+def choose_target(targets: Mapping[str, TargetEntry]) -> str:
+    """The fastest target that can run on this machine, by what the targets say of themselves.
+
+    Targets without a rank are taken only by their name.
+    """
+    ranked = {name: entry for name, entry in targets.items() if getattr(entry, "rank", None) is not None}
+    usable = [name for name, entry in ranked.items() if entry.why_not() is None]  # type: ignore[attr-defined]
+    return max(usable, key=lambda name: ranked[name].rank)  # type: ignore[attr-defined]

@@ -23,6 +23,6 @@ def optpipe_model_sources() -> Iterable[SourceKind]:
 @hookimpl
 def optpipe_targets() -> Iterable[TargetEntry]:
     """Provide the reference target."""
-    from ..targets.reference import ReferenceTarget
+    from ..targets.reference_target import ReferenceTarget
 
     return [ReferenceTarget()]

@@ -36,7 +36,15 @@ class KernelEntry(Protocol):
 
 
 class TargetEntry(Protocol):
-    """What ``optpipe_targets`` provides: a way to run a Program."""
+    """What ``optpipe_targets`` provides: a way to run a Program.
+
+    An entry may also have:
+
+    - ``rank: int`` and ``why_not() -> str | None``: then ``--target auto`` considers it, and takes the one of
+      the highest rank that has no reason why it cannot run on this machine (the reference has rank 0);
+    - ``load_artifact(artifact, **options)``: called instead of ``load``, with the
+      ``optpipe.artifact.Artifact``, by targets that read the weights themselves and so need no torch.
+    """
 
     name: str
     """What ``--target`` takes."""

@@ -14,7 +14,6 @@ from torch import fx
 from ..errors import CapacityError, RequestError
 from ..graph.interpreter import Interpreter
 from ..graph.nodes import args_of, input_name, is_call, is_tensor, value
-from ..program import Program
 from ..weights.cache import WeightCache, half_of_memory
 from ..weights.store import Weights
 from .protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
@@ -205,15 +204,3 @@ def usable_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise CapacityError(f"The device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
     return device
-
-
-class ReferenceTarget:
-    """``--target reference``."""
-
-    name = "reference"
-
-    def load(self, program: Program, weights: Weights, **options: Any) -> ReferenceExecutor:
-        """An executor of ``program``; options are those of :class:`ReferenceExecutor`."""
-        from ..program import to_fx
-
-        return ReferenceExecutor(to_fx(program), weights, **options)

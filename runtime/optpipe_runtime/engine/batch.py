@@ -94,7 +94,8 @@ class Batch:
             return ends - 1
         counts = np.asarray(wanted, dtype=np.int64)
         before = np.cumsum(counts) - counts
-        return self._upto(plan.num_rows) + np.repeat(ends - counts - before, counts)
+        found: NDArray[np.int64] = self._upto(plan.num_rows) + np.repeat(ends - counts - before, counts)
+        return found
 
     def _upto(self, count: int) -> NDArray[np.int64]:
         """0, 1, …, count - 1. Not to be written to."""

@@ -150,7 +150,9 @@ class Engine:
         self._threads = ThreadPoolExecutor(config.intake_threads, thread_name_prefix="optpipe-intake")
         self._names = itertools.count()
         self._prefix = secrets.token_hex(4)
-        self._finalizer = weakref.finalize(self, _shut, self._gate, self._loop, self._threads, sampler)
+        self._finalizer = weakref.finalize(
+            self, _shut, self._gate, self._loop, self._threads, self._intake, sampler
+        )
 
     def submit(
         self,
@@ -290,10 +292,11 @@ class Engine:
         self.close()
 
 
-def _shut(gate: Gate, loop: Loop, threads: ThreadPoolExecutor, sampler: Sampler) -> None:
+def _shut(gate: Gate, loop: Loop, threads: ThreadPoolExecutor, intake: Intake, sampler: Sampler) -> None:
     """Stop an engine, whether it was closed or forgotten."""
     gate.shut(_CLOSED)
     threads.shutdown(wait=False)  # what waits for them is refused, not forgotten
+    intake.close()
     if loop.stop(timeout=10.0):
         sampler.close()
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from optpipe.errors import RequestError
 
 from ..core import Sequence as TokenSequence
 from ..sampling import Grammar, Sampler, SamplingParams, child_seed, encode_bad_words
+from ..sampling.grammar import GrammarCompiler
 from ..tokenizer import Tokenizer
 from .request import Choice, Request
 from .text import TextState
@@ -59,6 +61,14 @@ class Intake:
         self._context_length = context_length
         self._arrivals, self._ids = itertools.count(), itertools.count()
         self._random = random.Random(seed)
+        self._compiler: GrammarCompiler | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the compiler's process."""
+        with self._lock:
+            if self._compiler is not None:
+                self._compiler.close()
 
     def ask(self, prompt: Prompt, params: SamplingParams, priority: int, salt: bytes) -> Asked:
         """What is settled at once, in the order in which callers come.
@@ -138,6 +148,13 @@ class Intake:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _grammar(self, params: SamplingParams) -> Grammar | None:
+        """A grammar at its beginning; the compiler is made when it is first needed."""
         if params.structured is None:
             return None
-        raise RequestError("The engine cannot shape its output yet.")
+        if self._tokenizer is None:
+            raise RequestError("The engine has no tokenizer, so it cannot shape text.")
+        with self._lock:
+            if self._compiler is None:
+                text = self._tokenizer.backend.to_str()
+                self._compiler = GrammarCompiler(text, self._sampler.vocab_size, self._eos)
+        return self._compiler.compile(params.structured)

@@ -165,6 +165,7 @@ class Loop:
             return
         begun = time.perf_counter()
         plan = self._plan()
+        submitted = time.perf_counter()
         try:
             sampled = self._runner.run(plan, self._choices)
         except Exception as error:  # the executor's: it may raise anything
@@ -175,7 +176,7 @@ class Loop:
         self._out = None
         seconds = time.perf_counter() - begun
         if self._speculator is not None:
-            self._speculator.observe(plan, outcomes, seconds)
+            self._speculator.observe(plan, outcomes, time.perf_counter() - submitted)
         self._failures, self._reason = 0, None
         self._counters.step(plan.num_tokens, seconds)
         self._gauges = self._scheduler.stats()
@@ -205,6 +206,7 @@ class Loop:
         if not decoding:
             return {}
         load = sum(len(it.tokens) - it.computed for it in self._scheduler.running) - len(decoding)
+        load = min(load, self._config.max_num_batched_tokens - len(decoding))
         drafts = self._speculator.drafts(decoding, load=load)
         for sequence_id, tokens in drafts.items():
             grammar = self._choices[sequence_id].state.grammar

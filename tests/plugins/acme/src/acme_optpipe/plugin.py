@@ -45,7 +45,7 @@ class AcmeTarget:
     name = "acme"
 
     def load(self, program, weights, **options):
-        from optpipe.targets.reference import ReferenceTarget
+        from optpipe.targets.reference_target import ReferenceTarget
 
         return ReferenceTarget().load(program, weights, **options)
 
