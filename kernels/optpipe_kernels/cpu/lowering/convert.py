@@ -14,15 +14,18 @@ from .rules import RULES
 from .view import External, View, row_major
 
 
-def convert(program: Program, quantized_bytes: Callable[[int], int]) -> Lowered:
+def convert(program: Program, quantized_bytes: Callable[[int], int], kv_dtype: str = "f32") -> Lowered:
     """Lower every node.
 
     Args:
         program: of a paged artifact.
         quantized_bytes: bytes of one token's quantized activations of width K, as the kernels lay them out.
+        kv_dtype: what the cache stores.
     """
     builder = Builder(program, quantized_bytes)
-    inputs = [_input(builder, each.value, each.kind) for each in program.inputs]
+    inputs = [
+        _input(builder, each.value, kv_dtype if each.kind == "cache" else None) for each in program.inputs
+    ]
     for node in program.nodes:
         builder.node = node
         kept = len(builder.steps)
@@ -36,30 +39,16 @@ def convert(program: Program, quantized_bytes: Callable[[int], int]) -> Lowered:
     return builder.finish(inputs)
 
 
-def _input(builder: Builder, value: Value, kind: str) -> View:
-    external = External(kind, value.name)
-    dtype = known_dtype(value.type)
-    if kind == "cache":
-        view = _cache(external, value)
-    elif value.name == "query_start":  # [B + 1]: one more than sequences, which kernels know
-        view = View(external, dtype, (Extent(1, Unit.B),), (ONE,))
-    elif value.name == "block_tables":
-        view = View(external, dtype, sizes(value.type.shape), (Extent(1, Unit.M), ONE))
-    else:
-        size = sizes(value.type.shape)
-        stride = row_major(size)
-        assert stride is not None, f"{value} has a plain shape"
-        view = View(external, dtype, size, stride)
+def _input(builder: Builder, value: Value, kv_dtype: str | None) -> View:
+    """Where an input lies. ``query_start`` counts one more than B, which kernels know."""
+    external = External("input" if kv_dtype is None else "cache", value.name)
+    dtype = kv_dtype or known_dtype(value.type)
+    size = (Extent(1, Unit.B),) if value.name == "query_start" else sizes(value.type.shape)
+    stride = (Extent(1, Unit.M), ONE) if value.name == "block_tables" else row_major(size)
+    assert stride is not None, f"{value} has plain sizes"
+    view = View(external, dtype, size, stride)
     builder.bind_input(value, view)
     return view
-
-
-def _cache(external: External, value: Value) -> View:
-    """Sizes [P, block, H_kv, D] as the Program has them; how a target lays a block out is its own affair."""
-    size = sizes(value.type.shape)
-    stride = row_major(size)
-    assert stride is not None, f"{value} has a plain shape"
-    return View(external, value.type.dtype, size, stride)
 
 
 def nodes_left(lowered: Lowered) -> list[Node]:

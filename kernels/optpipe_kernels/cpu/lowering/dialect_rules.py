@@ -53,7 +53,7 @@ def addmm(b: Builder, node: Node) -> None:
 
 @lowers("optpipe.gated_act")
 def gated_act(b: Builder, node: Node) -> None:
-    """``linear_gated(x, w, bias?, out?, outq?)`` with its layers, alone ``gated_act(gate, up, out) | kind``."""
+    """``linear_gated(x, w, bias?, out?, outq?)`` with its layers, else ``gated_act(gate, up, out)``."""
     group, out = b.siblings.gated.get(node.results[0].name), None
     kind = activation(argument(node, 2, "kind"))
     if group is None:

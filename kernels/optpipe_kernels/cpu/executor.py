@@ -1,0 +1,199 @@
+"""The ``cpu`` target's executor: a step is one native call over packed weights and a paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optpipe.errors import CapacityError, KernelError, RequestError
+from optpipe.targets.protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
+from optpipe.targets.steps import INPUTS, Done, check_step, check_tokens, one_sequence
+
+from .cache import CACHE_DTYPES, cache_bytes
+from .library import Library, Pool
+from .lowering import Plans
+from .lowering.arena import ALIGNMENT
+from .lowering.extent import Unit
+from .lowering.view import External
+from .plan import Plan, RunSegment
+
+_DTYPES = {"i64": np.int64, "i32": np.int32}
+
+
+@dataclass
+class _Cache:
+    """One allocation: a plan is bound to one at a time."""
+
+    blocks: int
+    arrays: dict[External, NDArray[Any]]
+
+
+class CpuExecutor:
+    """Runs the plans of one artifact.
+
+    Args:
+        plans: a lowering a dtype of the cache.
+        weights: of every weight external, packed for the library's instruction set.
+        library: the native library.
+        pool: the threads; not closed here.
+        segment: runs what torch has to run; None when nothing has to.
+    """
+
+    batch_invariant = True
+    kv_dtypes = CACHE_DTYPES
+
+    def __init__(
+        self,
+        plans: Callable[[str], Plans],
+        weights: Mapping[External, NDArray[Any]],
+        library: Library,
+        pool: Pool,
+        segment: RunSegment | None = None,
+    ) -> None:
+        self._weights, self._library, self._pool, self._segment = weights, library, pool, segment
+        self._make = plans
+        self._cache: _Cache | None = None
+        self.profile = False
+        self._take(self.kv_dtypes[0])
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """See ``Executor.cache_spec``."""
+        return self._plans.cache_spec
+
+    @property
+    def vocab_size(self) -> int:
+        """See ``Executor.vocab_size``."""
+        return self._plans.vocab_size
+
+    def block_bytes(self, kv_dtype: str | None = None) -> int:
+        """See ``Executor.block_bytes``."""
+        return sum(self._bytes_of(kv_dtype or self.kv_dtypes[0]).values())
+
+    def memory(self, *, tokens: int, rows: int) -> MemoryNeeds:
+        """See ``Executor.memory``."""
+        arenas = self._logits.emitted.arena_bytes
+        units = {Unit.ONE: 1, Unit.T: tokens, Unit.R: rows, Unit.B: tokens}
+        workspace = sum(arenas[unit] * count for unit, count in units.items())
+        return MemoryNeeds(sum(array.nbytes for array in self._weights.values()), workspace)
+
+    def allocate(self, num_blocks: int, *, kv_dtype: str | None = None) -> None:
+        """See ``Executor.allocate``."""
+        wanted = kv_dtype or self.kv_dtypes[0]
+        if wanted not in self.kv_dtypes:
+            raise CapacityError(
+                f"The cpu target has no cache of {wanted}; it has {', '.join(self.kv_dtypes)}."
+            )
+        self._cache = None
+        self._take(wanted)
+        self._cache = self._allocated(num_blocks)
+
+    def submit(self, step: StepInputs, *, logits: bool = True) -> Done:
+        """See ``Executor.submit``. The step has run when this returns."""
+        if self._cache is None:
+            raise CapacityError("The executor has no cache yet; allocate one first.")
+        check_step(step, self._cache.blocks, self.cache_spec.block_size, self.vocab_size)
+        return Done(self._run(step, self._cache, logits))
+
+    def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
+        """See ``Executor.logits``."""
+        check_tokens(token_ids, self.vocab_size)
+        block = self.cache_spec.block_size
+        step = one_sequence(token_ids, block)
+        if rows is not None:
+            step = StepInputs(**{**_fields(step), "logit_rows": np.asarray(rows, dtype=np.int64)})
+        found = self._run(step, self._allocated(-(-len(token_ids) // block)), True).logits
+        assert found is not None, "the step asked for logits"
+        return found
+
+    def close(self) -> None:
+        """Free the plans; the executor is of no use afterwards."""
+        self._logits.close()
+        self._greedy.close()
+
+    def instruction_times(self) -> NDArray[np.int64]:
+        """Nanoseconds of each instruction of the plan with logits, over every step run with ``profile``."""
+        return self._logits.nanoseconds
+
+    def _take(self, kv_dtype: str) -> None:
+        """Make the plans for a dtype of the cache."""
+        if hasattr(self, "_logits"):
+            self.close()
+        self._kv_dtype = kv_dtype
+        self._plans = self._make(kv_dtype)
+        self._logits = Plan(self._library, self._plans.logits)
+        self._greedy = Plan(self._library, self._plans.greedy)
+        for plan in (self._logits, self._greedy):
+            plan.bind(self._weights)
+
+    def _bytes_of(self, kv_dtype: str) -> dict[External, int]:
+        spec = self._plans.cache_spec
+        found = {}
+        for layer, (heads, keys, values) in enumerate(spec.layers):
+            for name, width in (("k_cache", keys), ("v_cache", values)):
+                external = External("cache", f"{name}.{layer}")
+                found[external] = cache_bytes(spec.block_size, heads, width, kv_dtype)
+        return found
+
+    def _allocated(self, blocks: int) -> _Cache:
+        try:
+            arrays = {
+                external: np.zeros(size * blocks + ALIGNMENT, np.uint8)
+                for external, size in self._bytes_of(self._kv_dtype).items()
+            }
+        except MemoryError as error:
+            raise CapacityError(f"A cache of {blocks} blocks does not fit into memory.") from error
+        return _Cache(blocks, {external: _aligned(array) for external, array in arrays.items()})
+
+    def _run(self, step: StepInputs, cache: _Cache, logits: bool) -> StepResult:
+        plan = self._logits if logits else self._greedy
+        plan.bind(cache.arrays)
+        plan.bind(self._inputs(step))
+        counts = (
+            len(step.token_ids),
+            len(step.logit_rows),
+            len(step.context_lens),
+            step.block_tables.shape[1],
+            cache.blocks,
+        )
+        plan.run(self._pool, counts, segment=self._segment, profile=self.profile)
+        if not logits:
+            return StepResult(plan.output().copy(), None)
+        rows = plan.output().copy()
+        return StepResult(rows.argmax(-1), rows)
+
+    def _inputs(self, step: StepInputs) -> dict[External, NDArray[Any]]:
+        found = {}
+        for name, array in _fields(step).items():
+            external = External("input", INPUTS.get(name, name))
+            dtype = self._plans.inputs.get(external)
+            if dtype is not None:
+                found[external] = np.ascontiguousarray(array, dtype=_DTYPES[dtype])
+        return found
+
+
+def _fields(step: StepInputs) -> dict[str, Any]:
+    return {field.name: getattr(step, field.name) for field in fields(step)}
+
+
+def _aligned(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The part of an array that begins at a cache line."""
+    skip = -array.ctypes.data % ALIGNMENT
+    return array[skip : len(array) - ALIGNMENT + skip]
+
+
+def choose_threads(cpus: Sequence[int] | None, threads: int | None) -> int:
+    """How many threads a pool gets.
+
+    Raises:
+        RequestError: fewer than one.
+    """
+    if threads is not None and threads < 1:
+        raise RequestError(f"The cpu target needs at least one thread, got {threads}.")
+    if cpus is not None and threads is not None and len(cpus) != threads:
+        raise KernelError(f"{threads} threads cannot be pinned to {len(cpus)} processors.")
+    return threads or (len(cpus) if cpus else 0)
