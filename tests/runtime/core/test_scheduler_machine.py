@@ -115,9 +115,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             if self.plan is None:
                 self.make_a_plan(seed + number)
                 self.agrees()
-            if self.plan is not None:
+            if (seed + number) % 20 == 0 and self.live:
+                self.abort(seed)
+            if (seed + number) % 25 == 0 and self.plan is not None:
+                self.fail()
+            elif self.plan is not None:
                 self.commit(seed - number)
-                self.agrees()
+            self.agrees()
 
     @precondition(lambda self: self.live)
     @rule(seed=SEEDS, steps=st.integers(4, 16))
