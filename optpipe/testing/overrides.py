@@ -121,6 +121,7 @@ OVERRIDES: Final[dict[str, dict[str, Any]]] = {
     "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "llama4": {"text_config": _LLAMA4},
     "llama4_text": _LLAMA4,
+    "longcat_flash": {"zero_expert_num": 4},
     "mamba2": {"head_dim": 32, "num_heads": 4},
     "mellum": {
         "sliding_window": WINDOW,

@@ -50,6 +50,16 @@ def gating_of(module: Any) -> Gating | None:
     return None
 
 
+def gating_of_activation(activation: nn.Module) -> Gating | None:
+    """The gating of a first projection with two halves whose gate goes through ``activation``."""
+    x = torch.linspace(-12, 12, 97)
+    with torch.no_grad():
+        truth = activation(x)
+    tried = ((kind, known(x)) for kind, known in ACTIVATIONS.items())
+    kind = next((kind for kind, got in tried if torch.allclose(got, truth, rtol=1e-5, atol=1e-6)), None)
+    return None if kind is None else Gating(kind)
+
+
 def prepare(model: nn.Module) -> None:
     """Settle the gating of every expert module, before the trace, and select our implementation."""
     module: Any
@@ -77,7 +87,8 @@ def experts_hook(
         batched: torch.Tensor = batched_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
         return batched
     first = "gate_up_proj" if gating.gated else "up_proj"
-    out: torch.Tensor = torch.ops.optpipe.moe(
+    return emit(
+        gating,
         hidden_states,
         top_k_index,
         top_k_weights,
@@ -85,10 +96,18 @@ def experts_hook(
         module.down_proj,
         getattr(module, f"{first}_bias") if module.has_bias else None,
         module.down_proj_bias if module.has_bias else None,
+        transposed=module.is_transposed,
+    )
+
+
+def emit(gating: Gating, *operands: torch.Tensor | None, transposed: bool = False) -> torch.Tensor:
+    """The dialect's op over its tensors, in its order."""
+    out: torch.Tensor = torch.ops.optpipe.moe(
+        *operands,
         kind=gating.kind,
         gated=gating.gated,
         interleaved=gating.interleaved,
-        transposed=module.is_transposed,
+        transposed=transposed,
         limit=gating.limit,
         alpha=gating.alpha,
         up_offset=gating.up_offset,

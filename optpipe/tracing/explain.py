@@ -33,7 +33,7 @@ _OWN_WAYS: dict[str, str] = {
 def explain(model: nn.Module, error: BaseException) -> str:
     """The reason that a model cannot be traced, to follow its name and a colon."""
     text = str(error)
-    if _has_state(model):
+    if has_state(model):
         return STATE
     own = own_way(model)
     if own is not None:
@@ -55,7 +55,8 @@ def depends_on_data(model: nn.Module) -> str:
     return LISTS if _has_experts(model) else "which operations it runs depends on the values of its tokens"
 
 
-def _has_state(model: nn.Module) -> bool:
+def has_state(model: nn.Module) -> bool:
+    """Whether a model has parameters of a known recurrence, or convolutions along a sequence."""
     parameters = (name.rpartition(".")[2] for name, _ in model.named_parameters())
     return any(name in _STATE_PARAMETERS for name in parameters) or any(
         isinstance(module, nn.Conv1d) and module.kernel_size[0] > 1 for module in model.modules()

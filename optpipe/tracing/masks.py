@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import TraceError
-from .explain import STATE
+from .explain import STATE, has_state
 
 MaskFunction = Callable[..., torch.Tensor]
 
@@ -28,6 +28,8 @@ MEANINGS: dict[str, tuple[str, str | None]] = {
 }
 
 BOTH_DIRECTIONS = "it attends in both directions, so it is no causal decoder"
+
+ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 
 # functions whose mere call says that the model is not a plain causal decoder
 REFUSED: dict[str, str] = {
@@ -62,13 +64,21 @@ def _capturing(name: str, who: str) -> MaskFunction:
     return capture
 
 
-def _refusing(name: str, who: str) -> Callable[..., None]:
+def _refusing(name: str, who: str, stateless: bool) -> Callable[..., None]:
     def refuse(*args: Any, **kwargs: Any) -> None:
         if "encoder_hidden_states" in kwargs and kwargs["encoder_hidden_states"] is None:
             return  # a decoder that could look at an encoder, and has none
+        if stateless and REFUSED[name] == STATE:
+            return  # a hybrid whose layers are all attention
         raise TraceError(f"{who} cannot be traced: {REFUSED[name]}.")
 
     return refuse
+
+
+def _is_stateless(model: nn.Module) -> bool:
+    """Whether every layer is attention by its config, and no module looks like it keeps a state."""
+    kinds = getattr(getattr(model, "config", None), "layer_types", None)
+    return bool(kinds) and all(kind in ATTENTION_LAYERS for kind in kinds) and not has_state(model)
 
 
 @contextlib.contextmanager
@@ -78,7 +88,7 @@ def captured_masks(model: nn.Module) -> Iterator[None]:
 
     who = type(model).__name__
     replacements = {name: _capturing(name, who) for name in MEANINGS}
-    replacements |= {name: _refusing(name, who) for name in REFUSED}
+    replacements |= {name: _refusing(name, who, _is_stateless(model)) for name in REFUSED}
     homes = {sys.modules[type(part).__module__] for part in model.modules()} | {transformers.masking_utils}
     patterns = transformers.masking_utils.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
     saved_patterns = dict(patterns)

@@ -27,6 +27,7 @@ from .mixing import refuse_mixing
 from .normalize import PREFIX, normalize
 from .positions import bind_positions
 from .real import make_real
+from .stand_ins import standing_in
 
 ROPE_OF_THE_BATCH = ("dynamic", "longrope")  # chosen by the largest position that is computed at once
 EXAMPLE_TOKENS = 11  # odd, prime, and no size that a model is likely to have
@@ -159,7 +160,7 @@ def _input(gm: fx.GraphModule) -> fx.Node:
 def _capturing(model: nn.Module) -> Iterator[None]:
     select_attention(model, attention_hook.NAME)
     try:
-        with captured_masks(model):
+        with captured_masks(model), standing_in(model):
             yield
     finally:
         select_attention(model, "eager")

@@ -37,6 +37,25 @@ def test_it_is_refused_in_words(name, reason):
     assert not any(word in message for word in ("guard", "Constraints", "symbol", "\n"))
 
 
+def hybrid(*layers):
+    config = tiny_config("granitemoehybrid")
+    fields = config.to_dict() | {"layer_types": list(layers), "num_hidden_layers": len(layers)}
+    return model_of(type(config)(**fields))
+
+
+def test_a_hybrid_whose_layers_are_all_attention_is_no_hybrid():
+    """Granite 4.0 Micro, for one."""
+    model = hybrid("full_attention", "full_attention")
+    calls = [node.target for node in trace(model, weights_of(model)).gm.graph.nodes]
+    assert calls.count(torch.ops.optpipe.attention.default) == 2
+
+
+def test_one_layer_with_a_state_is_enough_to_refuse():
+    model = hybrid("full_attention", "linear_attention")
+    with pytest.raises(TraceError, match=STATE):
+        trace(model, weights_of(model))
+
+
 def test_an_encoder_is_refused():
     config = tiny_config("bert")
     config.is_decoder = False
