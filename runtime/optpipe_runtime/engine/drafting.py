@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from optpipe.errors import RequestError, nearest
 
-from ..speculation import Speculator
+from ..speculation import Controller, NgramProposer, Proposer, Speculator, SuffixProposer
 from .config import EngineConfig
 
-NAMES = ("none",)
+PROPOSERS: dict[str, Callable[[], Proposer]] = {"ngram": NgramProposer, "suffix": SuffixProposer}
 
 
 def make_speculator(config: EngineConfig, eos: Collection[int]) -> Speculator | None:
@@ -20,6 +20,10 @@ def make_speculator(config: EngineConfig, eos: Collection[int]) -> Speculator | 
     """
     if config.speculation == "none":
         return None
-    raise RequestError(
-        f"There is no proposer named '{config.speculation}'.", hint=nearest(config.speculation, NAMES)
-    )
+    if config.speculation not in PROPOSERS:
+        raise RequestError(
+            f"There is no proposer named '{config.speculation}'.",
+            hint=nearest(config.speculation, ("none", *PROPOSERS)),
+        )
+    proposer = PROPOSERS[config.speculation]()
+    return Speculator(proposer, Controller(max_drafts=config.max_draft_tokens), end_tokens=eos)

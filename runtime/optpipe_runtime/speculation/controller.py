@@ -28,6 +28,7 @@ MARGIN = 0.01  # of a step: gains smaller than this are noise
 REFRESH = 256  # steps after which a plain step's cost is measured again
 PROBE_EVERY = 32  # steps between drafts run only to learn; the first comes early
 PROBE_GAIN = 0.2  # tokens: the least expectation with which one is run
+MANY = 1 << 20  # asks: no limit
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
@@ -102,6 +103,12 @@ class Controller:
     def may_spend(self, seconds: float) -> bool:
         """Whether the account allows something that only teaches."""
         return self.balance is not None and self.balance > seconds
+
+    def most_asks(self, ask_seconds: float | None) -> int:
+        """How many proposals the account can bear if none is of use; one while their cost is unknown."""
+        if ask_seconds is None:
+            return 1
+        return MANY if ask_seconds <= 0 else min(MANY, int((self.balance or 0.0) / ask_seconds))
 
     def observe(
         self, *, tokens: int, drafts: int, decoding: int, produced: int, seconds: float, overhead: float
@@ -189,6 +196,10 @@ class Controller:
 
 class FixedController(Controller):
     """Always as many drafts as there are, up to ``max_drafts``: for tests and for measuring."""
+
+    def most_asks(self, ask_seconds: float | None) -> int:
+        """See :class:`Controller`."""
+        return MANY
 
     def terms(self, decoding: int, load: int, ask_seconds: float) -> Terms:
         """See :class:`Controller`."""

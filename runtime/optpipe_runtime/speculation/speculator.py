@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,6 +15,8 @@ from ..core.step_plan import Outcome, StepPlan
 from .acceptance import Acceptance
 from .controller import Controller, Terms
 from .proposer import Ask, Proposer
+
+log = logging.getLogger(__name__)
 
 MEMORY = 0.85  # of a sequence's acceptance: about 7 drafts
 SHARED_MEMORY = 0.98  # of all sequences' together: about 50
@@ -74,6 +77,7 @@ class Speculator:
         self._fill = 0.5
         self._states: dict[int, _State] = {}
         self._unit_seconds: deque[float] = deque(maxlen=9)  # of an ask or a round
+        self._failed = False
         self._overhead = 0.0  # seconds spent since the last step
         self._proposed = [0] * positions
         self._accepted = [0] * positions
@@ -90,7 +94,13 @@ class Speculator:
         """
         begun = self._clock()
         ready = [s for s in sequences if len(s.tokens) - s.computed == 1]
-        drafts = self._drafts(ready, load) if ready else {}
+        drafts: dict[int, list[int]] = {}
+        if ready and not self._failed:
+            try:
+                drafts = self._drafts(ready, load)
+            except Exception:  # a draft model's executor may raise anything; the requests go on without
+                log.exception("the proposer '%s' failed, and is not asked again", self.proposer.name)
+                self._failed = True
         taken = self._clock() - begun
         self._overhead += taken
         self._seconds += taken
@@ -147,10 +157,15 @@ class Speculator:
         by_round = self.proposer.cost_unit == "round"
         unit = median_low(self._unit_seconds) if self._unit_seconds else 0.0
         terms = self.controller.terms(len(ready), load, unit / len(ready) if by_round else unit)
+        if by_round and terms is not None:  # every draft costs, not every proposal
+            terms = Terms(terms.least + terms.fee, 0.0)
         may_look = self.controller.may_spend(unit)
         if terms is None and not may_look:
             return {}
         asked, looks = self._choose(ready, terms, may_look)
+        if not by_round:
+            most = self.controller.most_asks(unit if self._unit_seconds else None)
+            asked, looks = asked[:most], looks[: max(0, most - len(asked))]
         limits = [state.room(sequence, self.controller.max_drafts) for sequence, state in asked]
         if by_round:  # a draft costs as much to make as to check: decide before it is made
             offers = [state.acceptance.gains()[:n] for (_, state), n in zip(asked, limits, strict=True)]
@@ -256,7 +271,10 @@ class _State:
 
     def pays(self, terms: Terms) -> bool:
         """Whether a proposal is expected to bring more than it costs."""
-        return self.fill * (self.acceptance.gains()[0] - terms.least) >= terms.fee
+        if not terms.fee:
+            return self.acceptance.gains()[0] >= terms.least
+        gain = sum(gain - terms.least for gain in self.acceptance.gains() if gain > terms.least)
+        return self.fill * gain >= terms.fee
 
     def room(self, sequence: TokenSequence, most: int) -> int:
         """Drafts that are of use: a step gives one token more than it keeps drafts."""
