@@ -27,15 +27,17 @@ class NgramProposer:
     """Copies what followed the longest match of a text's end within the text.
 
     Args:
-        min_match: the fewest tokens that must agree, at least 2. Shorter matches are mostly chance.
+        min_match: the fewest tokens that must agree, at least 2.
+        stretch: the most drafts for each token of the match: a short one is often chance.
     """
 
     name = "ngram"
     cost_unit: Literal["ask", "round"] = "ask"
 
-    def __init__(self, *, min_match: int = 3) -> None:
+    def __init__(self, *, min_match: int = 2, stretch: float = 3.0) -> None:
         assert min_match >= 2, f"{min_match = } is shorter than the pairs that are indexed"
         self._min_match = min_match
+        self._stretch = stretch
         self._texts: dict[int, _Text] = {}
 
     def propose(self, asks: Sequence[Ask]) -> list[list[int]]:
@@ -50,8 +52,11 @@ class NgramProposer:
         text = self._texts.get(ask.sequence_id)
         if text is None:
             text = self._texts[ask.sequence_id] = _Text()
-        at = text.longest_match(ask.tokens, self._min_match)
-        return [] if at is None else copied(ask.tokens, at, ask.limit)
+        match = text.longest_match(ask.tokens, self._min_match)
+        if match is None:
+            return []
+        at, length = match
+        return copied(ask.tokens, at, min(ask.limit, int(self._stretch * length)))
 
 
 class _Text:
@@ -64,8 +69,8 @@ class _Text:
         self._older = [-1]  # position → the position before it with the same pair, or -1
         self._distance = 0  # from the last match to the text's end; 0 when there was none
 
-    def longest_match(self, tokens: Sequence[int], min_match: int) -> int | None:
-        """The last position of the best earlier match of the text's end, or None."""
+    def longest_match(self, tokens: Sequence[int], min_match: int) -> tuple[int, int] | None:
+        """The last position and the length of the best earlier match of the text's end, or None."""
         end = len(tokens) - 1
         if end < min_match:
             return None
@@ -85,7 +90,7 @@ class _Text:
                 best, length = at, agreed
             at = self._older[at]
         self._distance = end - best if best >= 0 else 0
-        return best if best >= 0 else None
+        return (best, length) if best >= 0 else None
 
     def _index(self, tokens: Sequence[int], end: int) -> None:
         """Enter all pairs but the one at the text's end, which has nothing behind it yet."""

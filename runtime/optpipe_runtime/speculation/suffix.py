@@ -45,7 +45,7 @@ class SuffixProposer:
     def __init__(
         self,
         *,
-        min_match: int = 2,
+        min_match: int = 1,
         min_confidence: float = 0.2,
         stretch: float = 2.0,
         max_tokens: int = 262_144,
