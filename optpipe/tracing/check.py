@@ -46,7 +46,7 @@ def probes_for(
         _encoder(source),
         span=max(spans, default=0),
         context=context,
-        positions=_positions(model, context),
+        positions=0 if traced.counts else _positions(model, context),
         calibration=calibration,
         together=int(TOGETHER_SHARE * source.bytes),
     )

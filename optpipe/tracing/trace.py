@@ -41,11 +41,14 @@ class Traced:
         gm: the graph; its get_attr tensors are on meta and carry dtype and shape only.
         weights: their values, lazily, by the same names; constants of the model's code included.
         constants: the names in ``weights`` that no checkpoint has (rotary frequencies and the like).
+        counts: whether the model's code counts tokens itself, where the graph reads ``position_ids``: then
+            the model cannot be told to begin at a position, and the graph can.
     """
 
     gm: fx.GraphModule
     weights: Weights
     constants: frozenset[str]
+    counts: bool = False
 
 
 class _Logits(nn.Module):
@@ -95,10 +98,12 @@ def _causal_decoder(model: nn.Module, weights: Weights) -> Traced:
     assemble(traced.gm)
     match_attention(traced.gm, traced.weights)
     fold_masks(traced.gm)
-    bind_positions(traced.gm)
+    counted = bind_positions(traced.gm)
     eliminate_dead(traced.gm.graph)
     refuse_mixing(traced.gm)
-    return _with_new_constants(traced, weights)
+    read = {str(node.target) for node in traced.gm.graph.nodes if node.op == "get_attr"}
+    constants = frozenset(name for name in read if name not in weights)  # those that matching made, too
+    return Traced(traced.gm, traced.weights, constants, counted > 0)
 
 
 def _refuse_rope_of_the_batch(model: nn.Module) -> None:
@@ -134,12 +139,6 @@ def _only_tokens(model: nn.Module, gm: fx.GraphModule) -> None:
         for made in torch.utils._pytree.tree_leaves(node.meta.get("val")):
             if isinstance(made, torch.Tensor | torch.SymInt) and not free_symbols(made) <= tokens:
                 raise TraceError(f"{type(model).__name__} cannot be traced: {depends_on_data(model)}.")
-
-
-def _with_new_constants(traced: Traced, weights: Weights) -> Traced:
-    """Constants that matching made (slopes) belong to the graph like those of the model's code."""
-    read = {str(node.target) for node in traced.gm.graph.nodes if node.op == "get_attr"}
-    return Traced(traced.gm, traced.weights, frozenset(name for name in read if name not in weights))
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:

@@ -83,3 +83,12 @@ def test_the_rounding_of_a_model_without_fused_attention_is_measured():
     exact = next(found for found in findings if "float64" in found.check and "logit" in found.check)
     assert exact.value < 1e-12
     assert NOISE_FACTOR * measured.noise > findings[0].value > 0
+
+
+def test_a_model_that_counts_tokens_itself_is_not_asked_for_its_last_positions():
+    """Llama 4 takes positions for its rotary layers, and counts for the temperature of the others."""
+    counting, told = tiny_model("llama4_text"), tiny_model("llama")
+    for model, probed in ((counting, False), (told, True)):
+        source = source_of(model)
+        with probes_for(model, source, trace(model, source.weights)) as probes:
+            assert bool(probes.far) == probed
