@@ -159,11 +159,8 @@ def _introduce(engine: Engine, config: ServerConfig, host: str) -> None:
     """Say what is served, from which memory, and to whom."""
     click.echo(f"model: {config.model_name}, contexts of {engine.context_length} tokens", err=True)
     tokens, sequences = engine.config.max_num_batched_tokens, engine.config.max_num_seqs
-    click.echo(
-        f"cache: {engine.num_blocks} blocks of {engine.block_size} tokens; "
-        f"{sequences} sequences at once, {tokens} tokens a step",
-        err=True,
-    )
+    click.echo(str(engine.memory), err=True)
+    click.echo(f"steps: {sequences} sequences at once, {tokens} tokens a step", err=True)
     count = len(config.api_keys)
     keys = "one key" if count == 1 else f"{count} keys"
     who = f"holders of {keys}" if count else "everybody who reaches it"

@@ -7,10 +7,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
-from optpipe.errors import CapacityError, EngineError, OptpipeError, TimeLimitError
+from optpipe.errors import CapacityError, EngineError, OptpipeError, RequestError, TimeLimitError
 
 from ..engine import Completion, Delta, RequestOutput, Timing, Usage
-from ..engine.engine import Submission
+from ..engine.submission import Submission
 from ..sampling.params import SamplingParams
 from .errors import ApiError, from_optpipe, invalid, too_busy
 from .prompts import PromptInput
@@ -19,6 +19,9 @@ from .service import Service
 
 class Job:
     """Submits, and gives up whatever has not ended when it is closed.
+
+    A grammar may take seconds to compile, so what needs one is submitted by :meth:`ready`, and the threads
+    that tokenize for everybody stay free.
 
     Args:
         service: whose engine generates.
@@ -47,16 +50,32 @@ class Job:
         stream: bool,
     ) -> None:
         self.prompts, self.n = tuple(prompts), params.n
-        self._metrics = service.metrics
+        self._service, self._metrics = service, service.metrics
+        self._name, self._params = name, params
+        self._priority, self._salt, self._stream = priority, salt, stream
         self._waited = time.monotonic() - arrived
         self._submissions: list[Submission] = []
         self._usage: dict[int, Usage] = {}
         self._last: dict[int, float] = {}
         _check_lengths(prompts, service)
+        if params.structured is None:
+            self._submit()
+
+    def _submit(self) -> None:
+        """Hand everything to the engine; None of it, when it refuses one.
+
+        Raises:
+            ApiError: there is no room, or a request is impossible.
+        """
         try:
-            for i, prompt in enumerate(prompts):
-                submission = service.engine.submit(
-                    prompt.ids, params, request_id=f"{name}-{i}", priority=priority, salt=salt, stream=stream
+            for i, prompt in enumerate(self.prompts):
+                submission = self._service.engine.submit(
+                    prompt.ids,
+                    self._params,
+                    request_id=f"{self._name}-{i}",
+                    priority=self._priority,
+                    salt=self._salt,
+                    stream=self._stream,
                 )
                 self._submissions.append(submission)
         except OptpipeError as error:
@@ -69,6 +88,8 @@ class Job:
         Raises:
             ApiError: it refuses one.
         """
+        if not self._submissions:
+            self._submit()  # from the event loop: then the engine compiles grammars in threads of its own
         try:
             for submission in self._submissions:
                 await submission.ready()
@@ -202,6 +223,8 @@ def _refusal(error: OptpipeError) -> ApiError:
 
 def _failure(error: OptpipeError | None) -> ApiError:
     """The engine took a request and then failed."""
+    if isinstance(error, RequestError):  # a grammar that grows too complex on the way
+        return from_optpipe(error)
     if isinstance(error, TimeLimitError):
         return ApiError(504, error.message, code="timeout")
     if isinstance(error, CapacityError):

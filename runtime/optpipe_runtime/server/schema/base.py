@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 LARGE = 2**31 - 1
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=LARGE)]
 TokenId = Annotated[int, Field(ge=0, le=LARGE)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1), FailFast()]
-Texts = Annotated[list[str], Field(min_length=1), FailFast()]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
 
 
 class Strict(BaseModel):
@@ -41,11 +41,11 @@ Prompt = Annotated[
     Annotated[str, Tag("=text")]
     | Annotated[Texts, Tag("=texts")]
     | Annotated[TokenIds, Tag("=tokens")]
-    | Annotated[list[TokenIds], Field(min_length=1), FailFast(), Tag("=many")],
+    | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True), Tag("=many")],
     Discriminator(_kind),
 ]
 
 TextOrTexts = Annotated[
-    Annotated[str, Tag("=text")] | Annotated[list[str], FailFast(), Tag("=texts")],
+    Annotated[str, Tag("=text")] | Annotated[list[str], Field(fail_fast=True), Tag("=texts")],
     Discriminator(lambda value: "=texts" if isinstance(value, list) else "=text"),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, FailFast, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
 from .base import Answer, Count, Strict
 from .completion import Usage
@@ -40,13 +40,13 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
         Annotated[
-            Annotated[str, Tag("=text")] | Annotated[list[TextPart], FailFast(), Tag("=parts")],
+            Annotated[str, Tag("=text")] | Annotated[list[TextPart], Field(fail_fast=True), Tag("=parts")],
             Discriminator(lambda value: "=parts" if isinstance(value, list) else "=text"),
         ]
         | None
     ) = None
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], FailFast()] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -94,12 +94,12 @@ Scalar = str | bool | int | float | None
 class ChatRequest(SamplingFields):
     """A conversation to continue."""
 
-    messages: Annotated[list[Message], Field(min_length=1), FailFast()]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Count | None = None
-    tools: Annotated[list[Tool], FailFast()] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from .base import LARGE, Count, Number, Strict, TextOrTexts, TokenId
 
@@ -33,7 +33,7 @@ class StructuredOutputs(Strict):
     json_: Json | str | None = Field(default=None, alias="json")
     regex: str | None = None
     grammar: str | None = None
-    choice: Annotated[list[str], Field(min_length=1, max_length=1024), FailFast()] | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=1024, fail_fast=True)] | None = None
 
 
 class StreamOptions(Strict):
@@ -55,12 +55,12 @@ class SamplingFields(Strict):
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
     logit_bias: dict[str, Annotated[Number, Field(ge=-100, le=100)]] | None = None
-    allowed_token_ids: Annotated[list[TokenId], FailFast()] | None = None
-    bad_words: Annotated[list[str], FailFast()] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = None
+    bad_words: Annotated[list[str], Field(fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     n: Annotated[int, Field(ge=1, le=LARGE)] | None = None
     stop: TextOrTexts | None = None
-    stop_token_ids: Annotated[list[TokenId], FailFast()] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None

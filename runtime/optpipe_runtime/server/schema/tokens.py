@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from .base import Answer, Strict, TokenId
 from .chat import Message, Scalar, Tool
@@ -15,8 +15,8 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1), FailFast()] | None = None
-    tools: Annotated[list[Tool], FailFast()] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     chat_template_kwargs: Annotated[dict[str, Scalar], Field(max_length=16)] | None = None
     add_special_tokens: bool = True
     return_token_strs: bool | None = None
@@ -35,7 +35,7 @@ class DetokenizeRequest(Strict):
     """Token ids to turn into text."""
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], FailFast()]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class DetokenizeAnswer(Answer):
