@@ -49,7 +49,7 @@ class Folded:
             bound = np.finfo(np.float32).min
         columns = np.flatnonzero(self._maxima >= bound)
         depth = -(-len(self.values) // self._columns)
-        ids = (np.arange(depth)[:, None] * self._columns + columns).ravel()
+        ids: NDArray[np.int64] = (np.arange(depth)[:, None] * self._columns + columns).ravel()
         ids = ids[ids < len(self.values)]
         ids = ids[self.values[ids] >= bound]
         ids.sort()
@@ -57,6 +57,8 @@ class Folded:
 
     def top(self, count: int) -> NDArray[np.int64]:
         """Ids of the ``count`` largest values over -inf, largest first, lower ids first among equals."""
+        if count == 0:
+            return np.empty(0, dtype=np.int64)
         ids = self.shortlist(count)
         return ids[np.argsort(-self.values[ids], kind="stable")][:count]
 

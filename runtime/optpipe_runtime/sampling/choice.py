@@ -81,11 +81,11 @@ def _among_many(
 
 
 def _draw(
-    values: NDArray[np.floating],  # type: ignore[type-arg]
+    values: NDArray[np.floating],
     weights: Weights,
     top_p: float,
     draws: Draws,
-    room: NDArray[np.floating],  # type: ignore[type-arg]
+    room: NDArray[np.floating],
 ) -> int:
     """Draw until a token is among the likeliest whose weights reach ``top_p``.
 

@@ -96,9 +96,9 @@ class GrammarCompiler:
         self, tokenizer_json: str, vocab_size: int, eos: Collection[int], *, seconds: float = SECONDS
     ) -> None:
         load()
-        setup = {"tokenizer": tokenizer_json, "vocab_size": vocab_size, "eos": sorted(eos)}
-        self._tokenizer = tokenizer(**setup)
+        self._tokenizer = tokenizer(tokenizer_json, vocab_size, sorted(eos))
         self._words = -(-self._tokenizer.vocab_size // 32)
+        setup = {"tokenizer": tokenizer_json, "vocab_size": vocab_size, "eos": sorted(eos)}
         self._checker = Checker(json.dumps(setup), seconds)
         self._kept: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
         self._lock = threading.Lock()

@@ -20,8 +20,8 @@ class Penalties:
         self._repetition = np.float32(params.repetition_penalty)
         self._presence = np.float32(params.presence_penalty)
         self._frequency = np.float32(params.frequency_penalty)
-        seen = np.unique(np.asarray(prompt, dtype=np.int64)) if params.repetition_penalty != 1.0 else []
-        known = [int(it) for it in seen if 0 <= it < vocab_size]
+        counted = prompt if params.repetition_penalty != 1.0 else ()
+        known = sorted(it for it in set(counted) if 0 <= it < vocab_size)
         self._place = {token: place for place, token in enumerate(known)}
         self._ids = np.zeros(max(64, 2 * len(known)), dtype=np.int64)
         self._ids[: len(known)] = known

@@ -182,6 +182,12 @@ class Sampler:
         if self._pool is not None:
             self._pool.shutdown()
 
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def _divide(self, work: Work, size: int) -> None:
         if self._pool is None or size <= INLINE:
             work(0, 1)

@@ -21,7 +21,7 @@ class Weights:
 
     __slots__ = ("_ends", "total", "values")
 
-    def __init__(self, values: NDArray[np.floating]) -> None:  # type: ignore[type-arg]
+    def __init__(self, values: NDArray[np.floating]) -> None:
         self.values = values
         whole = len(values) // BLOCK * BLOCK
         sums = np.einsum("ij->i", values[:whole].reshape(-1, BLOCK)).astype(np.float64)

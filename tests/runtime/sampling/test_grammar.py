@@ -1,0 +1,197 @@
+"""Structured output: what comes fits, and what is hostile is refused in time."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+from optpipe.errors import RequestError
+from optpipe_runtime.sampling import Group, Sampler, SamplingParams, StructuredOutput
+from optpipe_runtime.sampling.grammar import Grammar, GrammarCompiler
+
+MERGES = [("t", "r"), ("u", "e"), ("tr", "ue"), ('"', ":"), ("Ġ", '"'), ("0", "0")]
+SIZE = 272  # logits are wider than the tokenizer, as models' often are
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "maximum": 150}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def byte_tokenizer() -> Tokenizer:
+    names = [*sorted(ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
+    tokenizer = Tokenizer(BPE(vocab={name: i for i, name in enumerate(names)}, merges=MERGES))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
+    return tokenizer
+
+
+TOKENIZER = byte_tokenizer()
+END = TOKENIZER.token_to_id("<end>")
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[GrammarCompiler]:
+    found = GrammarCompiler(TOKENIZER.to_str(), SIZE, [END])
+    yield found
+    found.close()
+
+
+def allowed(grammar: Grammar) -> set[str]:
+    flags = np.unpackbits(grammar.bits().view(np.uint8), bitorder="little")
+    return {TOKENIZER.id_to_token(int(it)) for it in np.flatnonzero(flags)}
+
+
+def generate(
+    compiler: GrammarCompiler, wanted: StructuredOutput, seed: int, *, drafts: str = "", **fields: object
+) -> tuple[str, str | None]:
+    """A text of random logits, and why it ended; every third draft of ``drafts`` is wrong."""
+    sketch = [token if i % 3 else 7 for i, token in enumerate(TOKENIZER.encode(drafts).ids)]
+    sampler = Sampler(SIZE)
+    params = SamplingParams(structured=wanted, max_tokens=400, **fields)  # type: ignore[arg-type]
+    state = sampler.state(params, [1], eos=[END], seed=seed, grammar=compiler.compile(wanted))
+    tokens: list[int] = []
+    while state.finish is None:
+        guess = tuple(sketch[len(tokens) : len(tokens) + 3])
+        rows = [np.random.default_rng([seed, len(tokens) + i]) for i in range(1 + len(guess))]
+        logits = np.stack([it.standard_normal(SIZE, dtype=np.float32) for it in rows])
+        (found,) = sampler.sample(logits, [Group(state, guess)])
+        assert found.error is None
+        tokens += found.tokens
+    return TOKENIZER.decode(tokens, skip_special_tokens=True), state.finish
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_texts_fit_their_schema(compiler: GrammarCompiler, seed: int) -> None:
+    text, finish = generate(compiler, StructuredOutput(json_schema=PERSON), seed)
+    found = json.loads(text)
+    assert finish == "stop" and set(found) == {"name", "age"}
+    assert len(found["name"]) <= 8 and found["age"] <= 150
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0.0}, {"top_k": 2, "min_tokens": 3}, {"top_p": 0.5}])
+def test_texts_match_their_expression(compiler: GrammarCompiler, fields: dict[str, object]) -> None:
+    text, finish = generate(compiler, StructuredOutput(regex="(true|00){2,4}[a-c]"), 1, **fields)
+    assert finish == "stop" and re.fullmatch("(true|00){2,4}[a-c]", text)
+
+
+def test_texts_follow_their_lark_grammar(compiler: GrammarCompiler) -> None:
+    text, _ = generate(compiler, StructuredOutput(grammar='start: "(" start ")" | "x"'), 2)
+    assert re.fullmatch(r"\(*x\)*", text) and text.count("(") == text.count(")")
+
+
+def test_a_json_object_begins_with_a_brace(compiler: GrammarCompiler) -> None:
+    assert "{" in allowed(compiler.compile(StructuredOutput(json_object=True)))
+    assert not {"[", "1", "true", "<end>"} & allowed(compiler.compile(StructuredOutput(json_object=True)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_drafts_do_not_change_the_text(compiler: GrammarCompiler, seed: int) -> None:
+    wanted = StructuredOutput(json_schema=PERSON)
+    plain = generate(compiler, wanted, seed)
+    assert generate(compiler, wanted, seed, drafts=plain[0]) == plain
+
+
+def test_the_grammar_wins_over_min_tokens(compiler: GrammarCompiler) -> None:
+    text, finish = generate(compiler, StructuredOutput(regex="ab"), 1, min_tokens=50)
+    assert (text, finish) == ("ab", "stop")
+
+
+def test_allowed_tokens_and_the_grammar_hold_together(compiler: GrammarCompiler) -> None:
+    ids = tuple(TOKENIZER.token_to_id(it) for it in ("a", "c"))
+    text, _ = generate(compiler, StructuredOutput(regex="[ab]{9}"), 1, allowed_token_ids=ids)
+    assert text == "a" * 9
+
+
+def test_only_a_prefix_of_drafts_can_be_right(compiler: GrammarCompiler) -> None:
+    grammar = compiler.compile(StructuredOutput(regex="a+b"))
+    ids = [TOKENIZER.token_to_id(it) for it in "aabx"]
+    assert grammar.valid_prefix(ids) == 3
+    grammar.advance(ids[0])
+    assert grammar.valid_prefix(ids[2:]) == 1 and not grammar.accepting
+
+
+def test_sequences_of_one_grammar_do_not_touch_each_other(compiler: GrammarCompiler) -> None:
+    wanted = StructuredOutput(regex="ab")
+    first, second = compiler.compile(wanted), compiler.compile(wanted)
+    first.advance(TOKENIZER.token_to_id("a"))
+    fork = first.fork()
+    fork.advance(TOKENIZER.token_to_id("b"))
+    assert (allowed(first), allowed(second)) == ({"b"}, {"a"})
+    assert fork.stopped and not first.stopped
+
+
+def test_a_token_that_does_not_fit_is_refused(compiler: GrammarCompiler) -> None:
+    grammar = compiler.compile(StructuredOutput(regex="ab"))
+    with pytest.raises(RequestError, match="cannot go on by its grammar"):
+        grammar.advance(TOKENIZER.token_to_id("b"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"regex": "("}, "regex cannot be compiled: unclosed group"),
+        ({"regex": "(?=a)b"}, "look-around"),
+        ({"regex": r"(a)\1"}, "backreferences"),
+        ({"regex": r"[^\s\S]"}, "no text fits it"),
+        ({"regex": "(" * 30_000 + "a" + ")" * 30_000}, "nested"),
+        ({"grammar": "start: start"}, "no text fits it"),
+        ({"grammar": "start: foo"}, "unknown name"),
+        ({"grammar": "}{"}, "grammar cannot be compiled"),
+        ({"grammar": "start: " + "(" * 60_000 + '"a"' + ")" * 60_000}, "nested"),
+        ({"json_schema": {"type": "banana"}}, "Invalid type: banana"),
+        ({"json_schema": {"$ref": "http://example.com/a.json"}}, "does not fetch"),
+        ({"json_schema": False}, "json_schema cannot be compiled"),
+    ],
+    ids=range(12),
+)
+def test_refuses_what_cannot_be_compiled(
+    compiler: GrammarCompiler, fields: dict[str, object], says: str
+) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        compiler.compile(StructuredOutput(**fields))  # type: ignore[arg-type]
+    assert "\n" not in caught.value.message and len(caught.value.message) < 300
+
+
+SLOW = {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(6000)}}
+
+
+def test_a_grammar_that_takes_too_long_is_given_up_and_the_next_one_works() -> None:
+    compiler = GrammarCompiler(TOKENIZER.to_str(), SIZE, [END], seconds=0.2)
+    compiler.compile(StructuredOutput(regex="warm"))
+    begun = time.monotonic()
+    with pytest.raises(RequestError, match="takes over"):
+        compiler.compile(StructuredOutput(json_schema=SLOW))
+    assert time.monotonic() - begun < 2
+    assert allowed(compiler.compile(StructuredOutput(regex="warm again"))) == {"w"}
+    compiler.close()
+
+
+def test_a_grammar_is_compiled_once(compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler.compile(StructuredOutput(regex="once"))
+    monkeypatch.setattr(compiler, "_compiled", None)
+    compiler.compile(StructuredOutput(regex="once"))
+
+
+def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(RequestError, match="not installed") as caught:
+        GrammarCompiler(TOKENIZER.to_str(), SIZE, [END])
+    assert caught.value.hint == "pip install 'optpipe[structured]'"
+
+
+def test_a_tokenizer_that_cannot_be_used_is_said() -> None:
+    with pytest.raises(RequestError, match="cannot use this model's tokenizer"):
+        GrammarCompiler("{}", SIZE, [END])
