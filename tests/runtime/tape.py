@@ -11,7 +11,7 @@ batch: whatever the scheduling, the same sequence gives the same bits.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,3 +164,28 @@ def _mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(values ^ (values >> np.uint64(31)))
+
+
+class ScriptExecutor(TapeExecutor):
+    """A tape whose continuations are written down: for text that a test needs word by word.
+
+    Args:
+        answers: prompt → the tokens that greedy decoding gives behind it; ``end`` follows them.
+        end: the end token.
+    """
+
+    def __init__(
+        self, answers: Mapping[tuple[int, ...], Sequence[int]], *, end: int, vocab_size: int, **options: Any
+    ) -> None:
+        super().__init__(vocab_size, **options)
+        self._answers, self._after = {tuple(k): list(v) for k, v in answers.items()}, end
+
+    def row(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits [V]: the hash's, with the answer's token far above."""
+        values = super().row(tokens)
+        history = [int(it) for it in tokens]
+        for prompt, answer in self._answers.items():
+            place = len(history) - len(prompt)
+            if place >= 0 and tuple(history[: len(prompt)]) == prompt:
+                values[answer[place] if place < len(answer) else self._after] = 20.0
+        return values

@@ -51,6 +51,7 @@ from .submission import Submission
 log = logging.getLogger("optpipe.engine")
 _LOGITS_BYTES = 256 << 20  # of a step's rows of logits, about; prompts with log-probabilities go by it
 _CLOSED = "The engine is closed."
+STOP_SECONDS = 10.0  # that a step has to come back when the engine stops
 
 
 class Engine:
@@ -297,10 +298,10 @@ def _shut(gate: Gate, loop: Loop, threads: ThreadPoolExecutor, intake: Intake, s
     gate.shut(_CLOSED)
     threads.shutdown(wait=False)  # what waits for them is refused, not forgotten
     intake.close()
-    if loop.stop(timeout=10.0):
+    if loop.stop(timeout=STOP_SECONDS):
         sampler.close()
     else:
-        log.error("a step has not come back for 10 s; its thread is left behind")
+        log.error("a step has not come back for %g s; its thread is left behind", STOP_SECONDS)
         loop.abandon(EngineError(_CLOSED))
 
 

@@ -1,0 +1,157 @@
+"""What fits: the machine, its control groups, and the division of what is free."""
+
+import pytest
+
+from optpipe.errors import CapacityError, RequestError
+from optpipe.targets.protocol import MemoryNeeds
+from optpipe_runtime.engine.config import EngineConfig, parse_memory
+from optpipe_runtime.engine.memory import free_memory, plan_memory
+
+from ..tape import TapeExecutor
+
+GIB = 1 << 30
+
+
+def machine(root, *, available=8 * GIB, cgroup="0::/\n", files=()):
+    """A root folder with what the kernel would say."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable: {available // 1024} kB\n")
+    (root / "proc/self/cgroup").write_text(cgroup)
+    for name, content in dict(files).items():
+        path = root / "sys/fs/cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(content))
+    return root
+
+
+def test_a_machine_without_control_groups(tmp_path):
+    assert free_memory(machine(tmp_path)) == 8 * GIB
+
+
+def test_version_2_the_narrowest_group_counts_and_its_file_cache_is_free(tmp_path):
+    files = {
+        "a/memory.max": 3 * GIB,
+        "a/memory.current": 2 * GIB,
+        "a/memory.stat": f"anon 1\ninactive_file {GIB // 2}\n",
+        "a/b/memory.max": "max",
+        "a/b/memory.current": 5,
+        "memory.max": 9 * GIB,
+        "memory.current": 1,
+    }
+    assert free_memory(machine(tmp_path, cgroup="0::/a/b\n", files=files)) == GIB + GIB // 2
+
+
+def test_version_1(tmp_path):
+    files = {
+        "memory/x/memory.limit_in_bytes": 2 * GIB,
+        "memory/x/memory.usage_in_bytes": GIB,
+        "memory/x/memory.stat": "inactive_file 3\ntotal_inactive_file 7\n",
+        "memory/memory.limit_in_bytes": 9223372036854771712,
+        "memory/memory.usage_in_bytes": 1,
+    }
+    assert free_memory(machine(tmp_path, cgroup="4:memory:/x\n0::/\n", files=files)) == GIB + 7
+
+
+def test_inside_a_container_the_mount_is_the_group(tmp_path):
+    files = {"memory.max": GIB, "memory.current": 0}
+    assert free_memory(machine(tmp_path, cgroup="0::/host/path/docker-7\n", files=files)) == GIB
+
+
+def test_a_group_over_its_limit_leaves_nothing(tmp_path):
+    files = {"memory.max": GIB, "memory.current": 2 * GIB}
+    assert free_memory(machine(tmp_path, files=files)) == 0
+
+
+class Sized(TapeExecutor):
+    """Takes a thousand bytes a block, and some for weights and workspace."""
+
+    def __init__(self, weights=0, workspace=0, free=None):
+        super().__init__(block_size=16)
+        self.needs = MemoryNeeds(weights, workspace, free)
+
+    def block_bytes(self, kv_dtype=None):
+        return 1000
+
+    def memory(self, *, tokens, rows):
+        return self.needs
+
+
+def plan(executor, free=None, context=None, **config):
+    return plan_memory(executor, EngineConfig(**config), rows=8, context=context, free=free)
+
+
+def test_a_share_is_of_what_weights_and_workspace_leave():
+    found = plan(Sized(400_000, 100_000), free=1_000_000, kv_memory=0.4)
+    assert (found.num_blocks, found.cache) == (200, 200_000)
+    assert str(found) == (
+        "memory: weights 400.0 kB, workspace 100.0 kB, KV cache 200.0 kB (200 blocks of 16 tokens in i64, "
+        "3200 tokens), of 1.0 MB free"
+    )
+
+
+def test_bytes_and_blocks():
+    assert plan(Sized(), free=1_000_000, kv_memory=123_456).num_blocks == 123
+    assert plan(Sized(), free=1_000_000, num_blocks=7).num_blocks == 7
+
+
+def test_no_more_than_can_be_used():
+    assert plan(Sized(), free=10**9, context=64, max_num_seqs=3).num_blocks == 15
+    assert plan(Sized(), free=10**9, context=64, max_context=32, max_num_seqs=3).num_blocks == 9
+
+
+def test_the_executor_s_device_counts_where_it_says_so():
+    assert plan(Sized(free=500_000), kv_memory=0.5).num_blocks == 250
+
+
+@pytest.mark.parametrize(
+    ("executor", "config"),
+    [
+        (Sized(2_000_000), {}),
+        (Sized(), {"kv_memory": 2_000_000}),
+        (Sized(), {"num_blocks": 2000}),
+        (Sized(), {"kv_memory": 999}),
+        (Sized(600_000), {"kv_memory": 500_000}),
+    ],
+    ids=["weights", "bytes", "blocks", "less than a block", "together"],
+)
+def test_what_does_not_fit_is_refused_with_the_figures(executor, config):
+    with pytest.raises(
+        CapacityError, match=r"does not fit this machine: memory: weights .* KV cache"
+    ) as caught:
+        plan(executor, free=1_000_000, **config)
+    assert "--kv-memory" in caught.value.hint
+
+
+def test_a_kv_dtype_that_the_target_lacks():
+    with pytest.raises(CapacityError) as caught:
+        plan(Sized(), free=10**6, kv_dtype="bf16")
+    assert caught.value.hint == "it has i64"
+    assert plan(Sized(), free=10**6, kv_dtype="i64").kv_dtype == "i64"
+
+
+@pytest.mark.parametrize("text", ["", "x", "1Z", "-", "12 parsecs", "1e999", "nan"])
+def test_amounts_that_are_none(text):
+    with pytest.raises(RequestError):
+        EngineConfig(kv_memory=parse_memory(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 0),
+        ("max_waiting", -1),
+        ("policy", "lifo"),
+        ("kv_memory", 1.5),
+        ("kv_memory", 0),
+        ("kv_memory", -5),
+        ("watermark", 1.0),
+        ("request_timeout", 0.0),
+        ("request_timeout", float("nan")),
+        ("num_blocks", 0),
+        ("sampler_threads", 0),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(name, value):
+    with pytest.raises(RequestError, match=name):
+        EngineConfig(**{name: value})
