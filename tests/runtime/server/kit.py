@@ -49,7 +49,7 @@ class LetterExecutor(TapeExecutor):
     def __init__(self, **options: Any) -> None:
         super().__init__(VOCAB, end=EOS, **options)
         self._letters = np.zeros(VOCAB, dtype=np.float32)
-        self._letters[[ids(it)[0] for it in "abcdefghijklmnopqrstuvwxyz "]] = 16.0
+        self._letters[[ids(it)[0] for it in "abcdefghijklmnopqrstuvwxyz"]] = 16.0
 
     def row(self, tokens: Sequence[int]) -> np.ndarray:
         return super().row(tokens) + self._letters
