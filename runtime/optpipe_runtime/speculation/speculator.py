@@ -228,7 +228,7 @@ class Speculator:
         if units:
             self._unit_seconds.append((self._clock() - begun) / units)
         for at, ((sequence, state), draft) in enumerate(zip(pairs, found, strict=True)):
-            draft = found[at] = self._ended(draft)
+            draft = found[at] = self._ended(draft[: limits[at]])
             state.remember(draft, len(sequence.tokens))
             self._fill += (bool(draft) - self._fill) * (1 - SHARED_MEMORY)
         return found
