@@ -15,6 +15,7 @@ from optpipe.errors import KernelError, RequestError
 from .weights import Weights
 
 DEPTH = 64  # values a column; the pass keeps n / 64 maxima in the first-level cache
+LEAST = np.finfo(np.float32).min  # the least value over -inf
 UNFOLDED = 2048  # rows up to this size are their own maxima
 
 
@@ -33,27 +34,25 @@ class Folded:
         size = len(values)
         self.values = values
         self._columns = size if size <= UNFOLDED else size // DEPTH
-        depth = size // self._columns
-        body = values[: depth * self._columns]
-        self._maxima: NDArray[np.float32] = body.reshape(depth, self._columns).max(axis=0)
-        rest = values[depth * self._columns :]
+        self._depth = size // self._columns
+        body = values[: self._depth * self._columns].reshape(self._depth, self._columns)
+        self._maxima: NDArray[np.float32] = body.max(axis=0)
+        rest = values[body.size :]
         np.maximum(self._maxima[: len(rest)], rest, out=self._maxima[: len(rest)])
         self.peak = checked_peak(float(self._maxima.max()))
 
     def shortlist(self, count: int) -> NDArray[np.int64]:
         """Ascending ids of at least the ``count`` largest values over -inf and all that equal them."""
-        if 2 * count > self._columns:
+        if self._depth == 1 or 2 * count > self._columns:
             return self._scan(count)
         bound = np.partition(self._maxima, self._columns - count)[self._columns - count]
-        if bound == -np.inf:
-            bound = np.finfo(np.float32).min
+        bound = max(bound, LEAST)
         columns = np.flatnonzero(self._maxima >= bound)
-        depth = -(-len(self.values) // self._columns)
-        ids: NDArray[np.int64] = (np.arange(depth)[:, None] * self._columns + columns).ravel()
-        ids = ids[ids < len(self.values)]
-        ids = ids[self.values[ids] >= bound]
-        ids.sort()
-        return ids
+        body = self.values[: self._depth * self._columns].reshape(self._depth, self._columns)
+        deep, place = (body[:, columns] >= bound).nonzero()  # by depth, so that ids ascend
+        ids: NDArray[np.int64] = deep * self._columns + columns[place]
+        rest = (self.values[body.size :] >= bound).nonzero()[0]
+        return np.concatenate([ids, rest + body.size]) if len(rest) else ids
 
     def top(self, count: int) -> NDArray[np.int64]:
         """Ids of the ``count`` largest values over -inf, largest first, lower ids first among equals."""
@@ -68,8 +67,8 @@ class Folded:
 
     def _scan(self, count: int) -> NDArray[np.int64]:
         place = max(0, len(self.values) - count)
-        bound = float(np.partition(self.values, place)[place])
-        return np.flatnonzero(self.values >= max(bound, float(np.finfo(np.float32).min)))
+        bound = np.partition(self.values, place)[place]
+        return (self.values >= max(bound, LEAST)).nonzero()[0]
 
 
 def scaled(

@@ -50,15 +50,29 @@ def choose(values: NDArray[np.float32], params: SamplingParams, draws: Draws, sc
         RequestError: all are -inf.
     """
     count = params.top_k if 0 < params.top_k < len(values) else len(values)
-    if count > SORTED:
-        return _among_many(values, count, params, draws, scratch)
-    ids = Folded(values).top(count)
-    few = values[ids].astype(np.float64) - float(values[ids[0]])
-    few = few[few >= _floor(params)]
-    ids = np.sort(ids[: len(few)])
-    few = values[ids].astype(np.float64)
-    weights = np.exp((few - few.max()) / params.temperature)
-    return int(ids[_draw(few, Weights(weights), params.top_p, draws, np.empty_like(few))])
+    if count < len(values) and count <= SORTED:
+        return _among_few(values, count, params, draws)
+    return _among_many(values, count, params, draws, scratch)
+
+
+def _among_few(values: NDArray[np.float32], count: int, params: SamplingParams, draws: Draws) -> int:
+    """Sort the ``count`` largest, and weigh them in float64."""
+    order = Folded(values).top(count)
+    few = values[order].astype(np.float64)
+    few -= few[0]
+    if params.min_p > 0:
+        few = few[few >= _floor(params)]
+    weights = np.exp(few / params.temperature)
+    goal = params.top_p * float(weights.sum())
+    left, attempt = len(weights), 0
+    while True:
+        by_id = order[:left].argsort()
+        running = weights[:left][by_id].cumsum()
+        place = int(running.searchsorted(draws(attempt) * running[-1], side="right"))
+        rank = int(by_id[min(place, left - 1)])
+        if params.top_p == 1 or float(weights[:rank].sum()) < goal:
+            return int(order[rank])
+        left, attempt = rank, attempt + 1
 
 
 def _among_many(
@@ -77,40 +91,34 @@ def _among_many(
         floor = max(floor, least)
     if floor > -math.inf:
         np.multiply(weights, np.greater_equal(values, floor, out=scratch.flags[:size]), out=weights)
-    return _draw(values, Weights(weights), params.top_p, draws, scratch.masked[:size])
+    return _draw(values, Weights(weights), params.top_p, draws, scratch)
 
 
-def _draw(
-    values: NDArray[np.floating],
-    weights: Weights,
-    top_p: float,
-    draws: Draws,
-    room: NDArray[np.floating],
-) -> int:
+def _draw(values: NDArray[np.float32], weights: Weights, top_p: float, draws: Draws, scratch: Scratch) -> int:
     """Draw until a token is among the likeliest whose weights reach ``top_p``.
 
     Args:
         values: [n], by which tokens are ordered.
-        weights: of the values.
-        room: [n], for the weights of those that are left after a refusal.
+        weights: of the values, in ``scratch.weights``.
     """
-    goal = top_p * weights.total
     place = weights.pick(draws(0))
-    attempt = 0
-    while top_p < 1:
+    if top_p == 1:
+        return place
+    goal, attempt = top_p * weights.total, 0
+    flags, room = scratch.flags[: len(values)], scratch.masked[: len(values)]
+    while True:
         value = values[place]
-        np.multiply(weights.values, values > value, out=room)
+        np.multiply(weights.values, np.greater(values, value, out=flags), out=room)
         before = Weights(room)
-        equal = np.flatnonzero(values[:place] == value)
+        equal = np.equal(values[:place], value, out=flags[:place]).nonzero()[0]
         if before.total + float(weights.values[equal].sum(dtype=np.float64)) < goal:
-            break
+            return place
         if len(equal):
             room[equal] = weights.values[equal]
             before = Weights(room)
         weights, room = before, weights.values
         attempt += 1
         place = weights.pick(draws(attempt))
-    return place
 
 
 def _floor(params: SamplingParams) -> float:

@@ -30,7 +30,7 @@ class RowState:
     """
 
     __slots__ = (
-        "_allowed", "_bad_words", "_bias", "_ends", "_limit", "_penalties", "_plain", "_vocab_size",
+        "_allowed", "_bad_words", "_bias", "_edited", "_ends", "_limit", "_penalties", "_plain",
         "finish", "grammar", "outputs", "params", "seed", "stop_token",
     )  # fmt: skip
 
@@ -51,7 +51,6 @@ class RowState:
         self.outputs = 0
         self.finish: Finish | None = None
         self.stop_token: int | None = None
-        self._vocab_size = vocab_size
         self._ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(eos))
         self._limit = params.max_tokens
         self._penalties = Penalties(params, prompt, vocab_size) if Penalties.wanted(params) else None
@@ -59,7 +58,8 @@ class RowState:
         self._bias = _bias_arrays(params)
         self._allowed = _sorted_ids(params.allowed_token_ids)
         edits = (self._penalties, self._bad_words, self._bias, self._allowed, grammar)
-        self._plain = params.greedy and params.logprobs is None and all(it is None for it in edits)
+        self._edited = any(it is not None for it in edits)
+        self._plain = params.greedy and params.logprobs is None and not self._edited
 
     @property
     def needs_logits(self) -> bool:
@@ -93,8 +93,7 @@ class RowState:
             RequestError: the grammar failed.
         """
         short = self.outputs < self.params.min_tokens
-        edits = (self._penalties, self._bad_words, self._bias)
-        if not short and self._allowed is None and self.grammar is None and all(it is None for it in edits):
+        if not short and not self._edited:
             return Row(row, None)
         values = scratch.copy(row)
         if self._bad_words is not None:

@@ -15,18 +15,19 @@ class Weights:
     """What each token weighs: not negative, not all 0.
 
     Attributes:
-        values: [n] float32 or float64.
+        values: [n] float32.
         total: their sum.
     """
 
     __slots__ = ("_ends", "total", "values")
 
-    def __init__(self, values: NDArray[np.floating]) -> None:
+    def __init__(self, values: NDArray[np.float32]) -> None:
         self.values = values
-        whole = len(values) // BLOCK * BLOCK
-        sums = np.einsum("ij->i", values[:whole].reshape(-1, BLOCK)).astype(np.float64)
-        rest = values[whole:].sum(dtype=np.float64)
-        self._ends = np.cumsum(np.append(sums, rest))
+        blocks = len(values) // BLOCK
+        sums = np.empty(blocks + 1, dtype=np.float64)
+        sums[:blocks] = np.einsum("ij->i", values[: blocks * BLOCK].reshape(blocks, BLOCK))
+        sums[blocks] = values[blocks * BLOCK :].sum(dtype=np.float64)
+        self._ends = sums.cumsum()
         self.total = float(self._ends[-1])
 
     def pick(self, uniform: float) -> int:
@@ -36,13 +37,13 @@ class Weights:
             uniform: from 0 up to 1.
         """
         target = uniform * self.total
-        block = int(np.searchsorted(self._ends, target, side="right"))
+        block = int(self._ends.searchsorted(target, side="right"))
         if block == len(self._ends):  # uniform · total was rounded up to the total
-            block = int(np.searchsorted(self._ends, self.total, side="left"))
+            block = int(self._ends.searchsorted(self.total, side="left"))
         before = float(self._ends[block - 1]) if block else 0.0
         part = self.values[block * BLOCK : (block + 1) * BLOCK]
-        running = np.cumsum(part, dtype=np.float64)
-        place = int(np.searchsorted(running, target - before, side="right"))
+        running = part.cumsum(dtype=np.float64)
+        place = int(running.searchsorted(target - before, side="right"))
         if place == len(part):  # float32 and float64 sums of a block differ in their last bits
             place = int(np.flatnonzero(part)[-1])
         return block * BLOCK + place
