@@ -32,7 +32,8 @@ class Sequence:
         prompt_len: how many of ``tokens`` are the prompt.
         max_len: ``tokens`` never gets longer; at this length the sequence is finished. Prompt + max_tokens,
             within the context; ``Scheduler.add`` lowers it to what the whole cache can hold.
-        arrival: who came first; a counter of the engine's. Sequences of one request may share it.
+        arrival: who came first; a counter of the engine's. Sequences of one request may share it; then a
+            late one of them goes before requests that came after it, at the cost of their blocks if need be.
         priority: lower numbers go first where the policy looks at it, as vLLM has it.
         salt: sequences find each other's cached blocks only when their salts are equal.
         prompt_rows: whether the logits of every prompt token are wanted (prompt_logprobs).

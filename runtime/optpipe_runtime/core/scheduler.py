@@ -148,11 +148,12 @@ class Scheduler:
 
         Tokens are appended, blocks of rejected drafts let go, full blocks made findable. A sequence that is
         finished, aborted or at its ``max_len`` gives up its blocks and is FINISHED. The outcome of an aborted
-        sequence is dropped.
+        sequence is not looked at.
         """
         assert plan is self._out, "this plan is not the one that is out"
         for step, outcome in zip(plan.steps, outcomes, strict=True):
-            step.check(outcome)
+            if step.sequence.id not in self._aborted:
+                step.check(outcome)
         self._out = None
         ended = [
             step.sequence

@@ -192,6 +192,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def outcome(self, step: SequenceStep, chance: random.Random) -> Outcome:
         finished = chance.random() < 0.01
+        if self.live[step.sequence.id].aborted and chance.random() < 0.5:
+            return Outcome()
         if not step.samples or len(step.sequence.tokens) == step.sequence.max_len:
             return Outcome((), finished)
         accept = chance.randint(0, step.drafts)
