@@ -62,7 +62,7 @@ class EventStream(Response):
         except SlowReaderError:
             info.failed = 499
             log.warning("the reader of a stream is too slow", extra={"request_id": info.id})
-            _cut(scope)
+            await _cut(scope)
             return
         except OverdueError:
             trouble = ApiError(504, "The request took longer than this server allows.", code="timeout")
@@ -105,8 +105,9 @@ def _body(data: bytes) -> dict[str, object]:
     return {"type": "http.response.body", "body": data, "more_body": True}
 
 
-def _cut(scope: Scope) -> None:
+async def _cut(scope: Scope) -> None:
     """Close the connection without waiting for what is still to be sent."""
     transport = scope.get("state", {}).get("transport")
     if isinstance(transport, asyncio.Transport):
         transport.abort()
+        await asyncio.sleep(0)  # so that the server hears of it before this answer ends in the middle

@@ -29,6 +29,7 @@ _REASONS = {
     408: "The body came too slowly.",
     413: "The body is too long.",
     415: "The body is not said to be JSON.",
+    431: "The headers are too long.",
     429: "The queue is full; try again after Retry-After seconds.",
     499: "The client left.",
     500: "Generation failed.",

@@ -1,4 +1,4 @@
-"""Who may ask: by the Host header and by API key.
+"""Who may ask: by the size of the headers, by the Host header and by API key.
 
 A page of the web that a user visits can send requests to servers on the user's machine. It cannot read keys,
 set a JSON Content-Type without being asked about (CORS is off), or, by the check of Host, pass for a local
@@ -23,19 +23,21 @@ class Guard:
     """Refuses whoever has no key, and names that are not the server's."""
 
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
-        self.app, self._hosts = app, config.allowed_hosts
+        self.app, self._hosts, self._most = app, config.allowed_hosts, config.max_header_bytes
         self._keys = tuple(_digest(it) for it in config.api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request pass, or answer it."""
         if scope["type"] == "http":
-            refusal = self._refusal(Headers(scope=scope), str(scope["path"]))
+            refusal = self._refusal(scope, Headers(scope=scope), str(scope["path"]))
             if refusal is not None:
                 await refusal.response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _refusal(self, headers: Headers, path: str) -> ApiError | None:
+    def _refusal(self, scope: Scope, headers: Headers, path: str) -> ApiError | None:
+        if _header_bytes(scope) > self._most:
+            return ApiError(431, f"The request's line and headers pass {self._most} bytes.", code="bad_http")
         if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
             return ApiError(
                 403, "The Host header names another server; --allowed-host adds names.", code="bad_host"
@@ -58,6 +60,11 @@ class Guard:
         for key in self._keys:
             found |= hmac.compare_digest(sent, key)
         return found
+
+
+def _header_bytes(scope: Scope) -> int:
+    line = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+    return line + sum(len(name) + len(value) + 4 for name, value in scope["headers"])  # ": " and a line end
 
 
 def _digest(key: str) -> bytes:

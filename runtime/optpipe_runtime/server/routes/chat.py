@@ -31,7 +31,7 @@ router = APIRouter()
     response_model=ChatAnswer,
     response_model_exclude_none=True,
     openapi_extra=body(ChatRequest),
-    responses=errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
+    responses=errors(400, 401, 403, 404, 408, 413, 415, 429, 431, 500, 503, 504),
 )
 async def chat_completions(request: Request) -> Response:
     """Continue a conversation."""

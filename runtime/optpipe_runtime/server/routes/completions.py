@@ -31,7 +31,7 @@ router = APIRouter()
     "/v1/completions",
     response_model=CompletionAnswer,
     openapi_extra=body(CompletionRequest),
-    responses=errors(400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504),
+    responses=errors(400, 401, 403, 404, 408, 413, 415, 429, 431, 500, 503, 504),
 )
 async def completions(request: Request) -> Response:
     """Continue one or several prompts."""

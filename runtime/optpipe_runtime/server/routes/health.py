@@ -12,7 +12,7 @@ from ..service import service_of
 router = APIRouter()
 
 
-@router.get("/health", response_model=HealthAnswer, responses=errors(403, 503))
+@router.get("/health", response_model=HealthAnswer, responses=errors(403, 431, 503))
 async def health(request: Request) -> HealthAnswer:
     """Whether generation works."""
     trouble = await service_of(request).prober.trouble()

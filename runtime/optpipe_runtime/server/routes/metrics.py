@@ -12,7 +12,7 @@ from ..service import service_of
 router = APIRouter()
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 403, 429))
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 403, 431))
 async def metrics(request: Request) -> Response:
     """Everything, in Prometheus' text form."""
     return Response(service_of(request).metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -11,13 +11,13 @@ from ..service import Service, service_of
 router = APIRouter()
 
 
-@router.get("/v1/models", response_model=ModelList, responses=errors(401, 403, 429))
+@router.get("/v1/models", response_model=ModelList, responses=errors(401, 403, 431))
 async def models(request: Request) -> ModelList:
     """The one model."""
     return ModelList(object="list", data=[_card(service_of(request))])
 
 
-@router.get("/v1/models/{name:path}", response_model=ModelCard, responses=errors(401, 403, 404, 429))
+@router.get("/v1/models/{name:path}", response_model=ModelCard, responses=errors(401, 403, 404, 431))
 async def model(request: Request, name: str) -> ModelCard:
     """One model by its name."""
     service = service_of(request)

@@ -16,7 +16,7 @@ from ..openapi import errors
 router = APIRouter()
 
 
-@router.get("/", response_class=HTMLResponse, responses=errors(401, 403))
+@router.get("/", response_class=HTMLResponse, responses=errors(401, 403, 431))
 async def page() -> HTMLResponse:
     """The page, complete in itself: it loads nothing, and talks to this server only."""
     source = _source()

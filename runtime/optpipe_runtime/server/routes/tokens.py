@@ -15,7 +15,7 @@ from ..schema.tokens import DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer,
 from ..service import Service, service_of
 
 router = APIRouter()
-_ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 429)
+_ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 429, 431)
 
 
 @router.post(
