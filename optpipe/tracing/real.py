@@ -1,7 +1,8 @@
 """Complex numbers, which some models turn their rotary embeddings with, as pairs of real ones.
 
 Before: %c = polar(%one, %angle); %y = view_as_real(view_as_complex(%x) * %c)
-After:  %r = %one · cos(%angle), %i = %one · sin(%angle); %y = stack([%x0·%r − %x1·%i, %x0·%i + %x1·%r], −1)
+After:  %r = cos(%angle), %i = sin(%angle), times %one where it is not ones;
+        %y = stack([%x0·%r − %x1·%i, %x0·%i + %x1·%r], −1)
 
 A Program has no complex dtype, and few targets have one. What is not in the table below is refused.
 
@@ -57,8 +58,9 @@ def _pair(build: _Builder, node: fx.Node, pairs: dict[fx.Node, Pair]) -> Pair:
     """The real and the imaginary part of a complex node."""
     if is_call(node, aten.polar):
         length, angle = node.args
-        turns = (build(op, angle) for op in (aten.cos.default, aten.sin.default))
-        real, imaginary = (build(aten.mul.Tensor, length, turn) for turn in turns)
+        real, imaginary = (build(op, angle) for op in (aten.cos.default, aten.sin.default))
+        if not is_call(length, aten.ones_like):
+            real, imaginary = (build(aten.mul.Tensor, length, turn) for turn in (real, imaginary))
         return real, imaginary
     if is_call(node, aten.view_as_complex):
         parts = (build(aten.select.int, node.args[0], -1, index) for index in (0, 1))

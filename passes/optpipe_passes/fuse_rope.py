@@ -3,6 +3,7 @@
 Before: %a = aten.mul(%x, %cos); %b = aten.mul(rotate(%x), %sin); %y = aten.add(%a, %b)
         rotate: cat(−second half, first half), or stack(−odd, even) flattened
         or both halves by themselves: cat(first·cos − second·sin, second·cos + first·sin)
+        or the pairs of [T, H, D/2, 2]: stack(even·cos − odd·sin, odd·cos + even·sin) flattened
         and, when only some channels turn: cat(%y, the rest)
 After:  %y = optpipe.rope(%x, %cos, %sin, interleaved=…)
 Guards: heads are dimension 0 or 1 of three; cos and sin are one row a token
@@ -18,7 +19,7 @@ import torch
 from torch import fx
 
 from optpipe.graph import match
-from optpipe.graph.nodes import aten, is_call, is_tensor, rank, same_size, shape
+from optpipe.graph.nodes import args_of, aten, is_call, is_tensor, positive, rank, same_size, shape
 from optpipe.graph.sizes import as_arguments
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
@@ -26,13 +27,26 @@ from optpipe.pipeline.context import PassContext
 
 @dataclass(frozen=True)
 class Turned:
-    """What a rotary expression is made of: cos and sin as they are broadcast, over ``x``."""
+    """What a rotary expression is made of: cos and sin as they are broadcast, over ``x``.
+
+    Attributes:
+        x: heads, tokens and channels; with ``pairs`` the channels are [D/2, 2].
+        halves, pairs: cos and sin are half as wide as what turns: one value for a channel of each half, or
+            for both of a pair.
+    """
 
     x: fx.Node
     cos: fx.Node
     sin: fx.Node
     interleaved: bool
-    halves: bool = False  # cos and sin are half as wide as what turns
+    halves: bool = False
+    pairs: bool = False
+
+    @property
+    def sizes(self) -> list[int | torch.SymInt]:
+        """The shape of what turns."""
+        sizes = list(shape(self.x))
+        return [*sizes[:-2], sizes[-2] * sizes[-1]] if self.pairs else sizes
 
 
 @dataclass(frozen=True)
@@ -62,17 +76,22 @@ class FuseRope(Pass):
 def rope(cx: PassContext, found: Turned, x: fx.Node) -> fx.Node:
     """The operation, between transposes when heads come first; those cancel later."""
     heads_first = _heads_first(found)
+    if found.pairs:
+        x = cx.call(aten.reshape.default, x, as_arguments(cx.gm.graph, found.sizes))
     source = cx.call(aten.permute.default, x, [1, 0, 2]) if heads_first else x
-    cos, sin = (_rows(cx, table, found.halves) for table in (found.cos, found.sin))
+    cos, sin = (_rows(cx, table, found) for table in (found.cos, found.sin))
     out = cx.call(torch.ops.optpipe.rope.default, source, cos, sin, interleaved=found.interleaved)
     return cx.call(aten.permute.default, out, [1, 0, 2]) if heads_first else out
 
 
-def _rows(cx: PassContext, table: fx.Node, halves: bool) -> fx.Node:
+def _rows(cx: PassContext, table: fx.Node, found: Turned) -> fx.Node:
     sizes = [size for size in shape(table) if not same_size(size, 1)]
     source = match.regrouped(table)
     rows = cx.call(aten.reshape.default, source, as_arguments(cx.gm.graph, sizes))
-    return cx.call(aten.cat.default, [rows, rows], -1) if halves else rows
+    if found.pairs:
+        both = cx.call(aten.stack.default, [rows, rows], -1)
+        return cx.call(aten.reshape.default, both, as_arguments(cx.gm.graph, [sizes[0], 2 * sizes[1]]))
+    return cx.call(aten.cat.default, [rows, rows], -1) if found.halves else rows
 
 
 def turned(node: fx.Node) -> Turned | None:
@@ -83,7 +102,7 @@ def turned(node: fx.Node) -> Turned | None:
                 interleaved = rotation(rotated, x)
                 if interleaved is not None and is_tensor(cos) and is_tensor(sin):
                     return Turned(x, cos, sin, interleaved)
-    return turned_by_halves(node)
+    return turned_by_halves(node) or turned_by_pairs(node)
 
 
 def rotation(node: object, x: object) -> bool | None:
@@ -123,6 +142,40 @@ def turned_by_halves(node: fx.Node) -> Turned | None:
     return None
 
 
+def turned_by_pairs(node: fx.Node) -> Turned | None:
+    """stack(even·cos − odd·sin, odd·cos + even·sin), flattened."""
+    pair = match.stacked_last(args_of(node)[0]) if is_call(node, aten.reshape.default) else None
+    if pair is None or len(pair) != 2 or not is_call(pair[0], aten.sub.Tensor) or rank(node) != rank(pair[0]):
+        return None
+    if not all(map(same_size, shape(node)[:-1], shape(pair[0])[:-1])):
+        return None
+    for even, cos in match.operands(pair[0].args[0], aten.mul.Tensor):
+        for odd, sin in match.operands(pair[0].args[1], aten.mul.Tensor):
+            x = _paired(even, odd)
+            if (
+                x is not None
+                and is_tensor(cos)
+                and is_tensor(sin)
+                and _completes(pair[1], even, odd, cos, sin)
+            ):
+                return Turned(x, cos, sin, True, pairs=True)
+    return None
+
+
+def _paired(even: object, odd: object) -> fx.Node | None:
+    """What ``even`` and ``odd`` are the last dimension's only two elements of."""
+    if not is_call(even, aten.select.int) or not is_call(odd, aten.select.int):
+        return None
+    (x, dim, first), (other, same, second) = args_of(even)[:3], args_of(odd)[:3]
+    last = rank(x) - 1
+    whole = (
+        x is other
+        and same_size(shape(x)[-1], 2)
+        and positive(dim, last + 1) == positive(same, last + 1) == last
+    )
+    return x if whole and (first, second) == (0, 1) else None
+
+
 def _completes(node: fx.Node, first: object, second: object, cos: object, sin: object) -> bool:
     for left, right in match.operands(node, aten.add.Tensor):
         if (second, cos) in match.operands(left, aten.mul.Tensor) and (first, sin) in match.operands(
@@ -154,12 +207,13 @@ def _heads_first(found: Turned) -> bool:
 
 
 def why_not(found: Turned) -> str | None:
-    if rank(found.x) != 3:
-        return f"what it turns has {rank(found.x)} dimensions, not heads, tokens and channels"
-    tokens = shape(found.x)[1 if _heads_first(found) else 0]
+    turning = found.sizes
+    if len(turning) != 3:
+        return f"what it turns has {len(turning)} dimensions, not heads, tokens and channels"
+    tokens = turning[1 if _heads_first(found) else 0]
     for table in (found.cos, found.sin):
         sizes = [size for size in shape(table) if not same_size(size, 1)]
-        width = shape(found.x)[-1] // (2 if found.halves else 1)
+        width = turning[-1] // (2 if found.halves or found.pairs else 1)
         if len(sizes) != 2 or not same_size(sizes[0], tokens) or not same_size(shape(table)[-1], width):
             return "cos and sin are not one row a token"
     return None

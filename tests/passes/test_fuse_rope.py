@@ -52,6 +52,25 @@ BY_HALVES = """
     %9: f32[T, 3, 8] = aten.cat([%5, %8], -1)
     return %9
 """
+BY_PAIRS = """
+    input %w: f32[T, 24]
+    input %c: f32[T, 4]
+    input %s: f32[T, 4]
+    %cos: f32[T, 1, 4] = aten.reshape(%c, [T, 1, 4])
+    %sin: f32[T, 1, 4] = aten.reshape(%s, [T, 1, 4])
+    %x: f32[T, 3, 4, 2] = aten.reshape(%w, [T, 3, 4, 2])
+    %1: f32[T, 3, 4] = aten.select.int(%x, 3, 0)
+    %2: f32[T, 3, 4] = aten.select.int(%x, -1, 1)
+    %3: f32[T, 3, 4] = aten.mul.Tensor(%1, %cos)
+    %4: f32[T, 3, 4] = aten.mul.Tensor(%2, %sin)
+    %5: f32[T, 3, 4] = aten.sub.Tensor(%3, %4)
+    %6: f32[T, 3, 4] = aten.mul.Tensor(%1, %sin)
+    %7: f32[T, 3, 4] = aten.mul.Tensor(%2, %cos)
+    %8: f32[T, 3, 4] = aten.add.Tensor(%6, %7)
+    %9: f32[T, 3, 4, 2] = aten.stack([%5, %8], -1)
+    %10: f32[T, 3, 8] = aten.reshape(%9, [T, 3, 8])
+    return %10
+"""
 SLICED = """
     input %w: f32[T, 3, 20]
     input %c: f32[T, 8]
@@ -85,6 +104,20 @@ def test_fuses_neighbours(rewrite):
 def test_fuses_each_half_by_itself_over_tables_of_half_the_width(rewrite):
     made = rewrite(FuseRope(), BY_HALVES).agrees(1, 9)
     made.check("CHECK: optpipe.rope(%x, {{%.*}}, {{%.*}}, interleaved=false)\nCHECK-NEXT: return")
+    assert made.again() == 0
+
+
+def test_fuses_pairs_that_were_complex_numbers(rewrite):
+    made = rewrite(FuseRope(), BY_PAIRS).agrees(1, 9)
+    made.check(
+        """
+        CHECK: [[C2:%.*]]: f32[T, 4, 2] = aten.stack([%c, %c], -1)
+        CHECK: [[COS:%.*]]: f32[T, 8] = aten.reshape([[C2]], [T, 8])
+        CHECK: f32[T, 3, 8] = optpipe.rope({{.*}}, [[COS]], {{.*}}, interleaved=true)
+        CHECK-NEXT: return
+        """
+    )
+    assert made.rewrites == 1
     assert made.again() == 0
 
 
@@ -193,3 +226,21 @@ def test_a_difference_in_place_of_the_sum_is_left(rewrite):
 def test_both_halves_by_themselves_with_the_wrong_sign_are_left(rewrite):
     text = BY_HALVES.replace("aten.sub.Tensor(%3, %4)", "aten.sub.Tensor(%4, %3)")
     unchanged(rewrite(FuseRope(), text))
+
+
+NOT_PAIRS = {
+    "one element twice": ("aten.select.int(%x, -1, 1)", "aten.select.int(%x, -1, 0)"),
+    "another sign": ("aten.add.Tensor(%6, %7)", "aten.sub.Tensor(%6, %7)"),
+    "cos for sin": ("aten.mul.Tensor(%1, %sin)", "aten.mul.Tensor(%1, %cos)"),
+    "put back in another order": ("aten.stack([%5, %8], -1)", "aten.stack([%8, %5], -1)"),
+    "put back as halves": (
+        "%9: f32[T, 3, 4, 2] = aten.stack([%5, %8], -1)",
+        "%9: f32[T, 3, 2, 4] = aten.stack([%5, %8], 2)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "other"), NOT_PAIRS.values(), ids=NOT_PAIRS)
+def test_what_only_looks_like_pairs_is_left(rewrite, line, other):
+    assert line in BY_PAIRS
+    unchanged(rewrite(FuseRope(), BY_PAIRS.replace(line, other)))
