@@ -11,6 +11,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from .grammar_check import Checker
 from .llguidance_adapter import load, matcher, tokenizer
 from .structured import StructuredOutput
 
-KEPT = 64  # compiled grammars
+KEPT = 64  # compiled grammars, or reasons why they cannot be
+KEPT_BYTES = 256 << 20
 SECONDS = 3.0  # that compiling may take
 
 
@@ -100,7 +102,7 @@ class GrammarCompiler:
         self._words = -(-self._tokenizer.vocab_size // 32)
         setup = {"tokenizer": tokenizer_json, "vocab_size": vocab_size, "eos": sorted(eos)}
         self._checker = Checker(json.dumps(setup), seconds)
-        self._kept: OrderedDict[tuple[str, str], Grammar] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], _Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, wanted: StructuredOutput) -> Grammar:
@@ -114,21 +116,33 @@ class GrammarCompiler:
             if key not in self._kept:
                 self._kept[key] = self._compiled(wanted)
             self._kept.move_to_end(key)
-            while len(self._kept) > KEPT:
+            found = self._kept[key]
+            while len(self._kept) > KEPT or sum(it.bytes for it in self._kept.values()) > KEPT_BYTES:
                 self._kept.popitem(last=False)
-            return self._kept[key].fork()
+        if found.grammar is None:
+            raise RequestError(f"The {wanted.kind} cannot be compiled: {reason(found.error)}.")
+        return found.grammar.fork()
 
     def close(self) -> None:
         """Let the child process go."""
         self._checker.close()
 
-    def _compiled(self, wanted: StructuredOutput) -> Grammar:
-        error = self._checker.check(wanted.kind, wanted.source)
-        if error is None:
-            grammar = Grammar(matcher(self._tokenizer, wanted.kind, wanted.source), self._words)
-            grammar.bits()
-            return grammar
-        raise RequestError(f"The {wanted.kind} cannot be compiled: {reason(error)}.")
+    def _compiled(self, wanted: StructuredOutput) -> _Compiled:
+        error, size = self._checker.check(wanted.kind, wanted.source)
+        if error is not None:
+            return _Compiled(None, error, 0)
+        grammar = Grammar(matcher(self._tokenizer, wanted.kind, wanted.source), self._words)
+        grammar.bits()  # the first is the slowest; copies start from what it has worked out
+        return _Compiled(grammar, "", size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A grammar at its beginning, or why there is none; ``bytes`` that it takes, about."""
+
+    grammar: Grammar | None
+    error: str
+    bytes: int
 
 
 def reason(message: str) -> str:

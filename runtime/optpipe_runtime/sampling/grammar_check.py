@@ -2,8 +2,8 @@
 
 The child sleeps on a pipe between requests. One line of JSON goes in, one comes out:
 
-    {"tokenizer": "…", "vocab_size": 49152, "eos": [2]}     → {"error": null}
-    {"kind": "regex", "source": "("}                        → {"error": "unclosed group"}
+    {"tokenizer": "…", "vocab_size": 49152, "eos": [2]}     → {"error": null, "bytes": 0}
+    {"kind": "regex", "source": "("}                        → {"error": "unclosed group", "bytes": 0}
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from optpipe.errors import RequestError
 
-MEMORY = 512 << 20  # bytes that a grammar may take
+MEMORY = 128 << 20  # bytes that a grammar may take
 START_SECONDS = 60.0  # a large tokenizer takes seconds to read
 
 
@@ -40,8 +40,8 @@ class Checker:
         self._child: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
-    def check(self, kind: str, source: str) -> str | None:
-        """What is wrong with a grammar, or None.
+    def check(self, kind: str, source: str) -> tuple[str | None, int]:
+        """What is wrong with a grammar, or None; and about how many bytes it takes.
 
         Raises:
             RequestError: the child process cannot start.
@@ -51,10 +51,8 @@ class Checker:
         if answer is None:
             slow = child.poll() is None
             self.close()
-            return (
-                f"it takes over {self._seconds:g} s" if slow else "it takes too much memory or nests too deep"
-            )
-        return None if answer["error"] is None else str(answer["error"])
+            return f"it takes over {self._seconds:g} s" if slow else "it takes too much memory", 0
+        return answer["error"], answer["bytes"]
 
     def close(self) -> None:
         """Let the child go; the next check starts another."""
@@ -118,22 +116,24 @@ def main() -> None:
     from . import llguidance_adapter as adapter
 
     tokenizer = adapter.tokenizer(**json.loads(sys.stdin.readline()))
-    limit = _address_space() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _answer(None)
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]
+    _answer(None, 0)
     for line in sys.stdin:
-        _answer(_wrong(adapter, tokenizer, **json.loads(line)))
+        before = _address_space()
+        resource.setrlimit(resource.RLIMIT_AS, (before + MEMORY, most))
+        _answer(*_tried(adapter, tokenizer, before, **json.loads(line)))
 
 
-def _wrong(adapter: Any, tokenizer: Any, kind: str, source: str) -> str | None:
+def _tried(adapter: Any, tokenizer: Any, before: int, kind: str, source: str) -> tuple[str | None, int]:
+    """What is wrong with a grammar, and the address space it takes over ``before`` while it lives."""
     try:
         found = adapter.matcher(tokenizer, kind, source)
         if not found.is_error():
             found.compute_bitmask()
-        return str(found.get_error()) or None
+        return str(found.get_error()) or None, max(0, _address_space() - before)
     except (ValueError, MemoryError) as error:
-        return str(error) or "it takes too much memory"
+        return str(error) or "it takes too much memory", 0
 
 
 def _address_space() -> int:
@@ -142,8 +142,8 @@ def _address_space() -> int:
     return pages * resource.getpagesize()
 
 
-def _answer(error: str | None) -> None:
-    sys.stdout.write(json.dumps({"error": error}) + "\n")
+def _answer(error: str | None, size: int) -> None:
+    sys.stdout.write(json.dumps({"error": error, "bytes": size}) + "\n")
     sys.stdout.flush()
 
 

@@ -12,7 +12,7 @@ LIMITS = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 50_000,
-    "max_lexer_states": 50_000,
+    "max_lexer_states": 20_000,
     "max_grammar_size": 200_000,
     "verbose_errors": False,  # errors would show the schema to whoever reads the log
 }
