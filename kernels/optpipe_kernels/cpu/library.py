@@ -74,10 +74,10 @@ class Library:
         return tuple(self.native.optpipe_cpu_kernels().decode().split(","))
 
     def use_isa(self, name: str) -> None:
-        """Choose an instruction set.
+        """Choose an instruction set for later calls and plans; a plan keeps the one it was made for.
 
         Raises:
-            KernelError: the library or the processor does not have it, or a plan is alive.
+            KernelError: the library or the processor does not have it.
         """
         self.check(self.native.optpipe_cpu_use_isa(name.encode()) == 0)
 

@@ -1,8 +1,8 @@
 """Weights of linear layers in the form that the native kernels read, the same at every instruction set.
 
-The form is drawn in ``native/src/ops/packed.h``. One weight is one blob of bytes, aligned to 64, that says its
-own shape; several matrices over the same inputs (q, k and v) are packed one below the other, and gate and up tile
-by tile for the gated kernels.
+The form is drawn in ``native/src/ops/packed.h``. One weight is one blob of bytes, aligned to 64, that says
+its own shape; several matrices over the same inputs (q, k and v) are packed one below the other, and gate and
+up tile by tile for the gated kernels.
 """
 
 from __future__ import annotations

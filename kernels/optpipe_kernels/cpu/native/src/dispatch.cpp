@@ -42,7 +42,6 @@ const Level LEVELS[] = {
 };
 
 thread_local char error_words[640];
-std::atomic<int> alive{0};
 
 const Level *widest() {
     const Level *it = LEVELS;
@@ -68,8 +67,6 @@ const Entry *kernel_entry(int number) {
     const Level *level = current().load();
     return number >= 0 && number < *level->count ? *level->table + number : nullptr;
 }
-
-void plans_alive(int change) { alive += change; }
 
 bool check_call(const Entry &entry, const Call &call) {
     const char *words = entry.check != nullptr ? entry.check(call) : nullptr;
@@ -98,10 +95,6 @@ const char *optpipe_cpu_isas(void) {
 }
 
 int optpipe_cpu_use_isa(const char *name) {
-    if (alive != 0) {
-        set_error("the instruction set cannot change to '%s' while a plan made for '%s' is alive", name, optpipe_cpu_isa());
-        return 1;
-    }
     for (const Level &it : LEVELS) {
         if (std::strcmp(it.name, name) != 0) continue;
         if (processor_runs(name)) {

@@ -189,13 +189,10 @@ optpipe_plan *optpipe_cpu_plan_new(const optpipe_instruction *instructions, int 
     plan->tensors.resize(n_operands);
     plan->externals.assign(externals, nullptr);
     std::memcpy(plan->arena_bytes, arena_bytes, sizeof plan->arena_bytes);
-    plans_alive(1);
     return plan;
 }
 
 void optpipe_cpu_plan_free(optpipe_plan *plan) {
-    if (plan == nullptr) return;
-    plans_alive(-1);
     delete plan;
 }
 

@@ -87,7 +87,6 @@ struct optpipe_pool {
 namespace optpipe {
 void set_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const Entry *kernel_entry(int number);   /* of the level in use; nullptr when there is none */
-void plans_alive(int change);
 /* Check the operands, naming the op in the error. */
 bool check_call(const Entry &, const Call &);
 } // namespace optpipe

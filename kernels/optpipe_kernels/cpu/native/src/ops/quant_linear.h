@@ -124,26 +124,6 @@ static QuantSource quant_source(void *blob, const uint8_t *q, int64_t stride) {
     return it;
 }
 
-static const char *check_vector(const Call &c, int k, int64_t size) {
-    if (!c.has(k) || (c.t[k].dtype == OPTPIPE_F32 && c.t[k].rank == 1 && c.size(k, 0) == size && c.stride(k, 0) == 1))
-        return nullptr;
-    return sentence("operand %d must be f32 [%lld], contiguous", k, (long long)size);
-}
-
-static const char *check_rows(const Call &c, int k, int64_t rows, int64_t columns) {
-    if (!c.has(k)) return nullptr;
-    const optpipe_tensor &t = c.t[k];
-    if (t.dtype == OPTPIPE_F32 && t.rank == 2 && t.size[0] == rows && t.size[1] == columns && (columns < 2 || t.stride[1] == 1))
-        return nullptr;
-    return sentence("operand %d must be f32 [%lld, %lld] with stride 1 in the last dimension", k, (long long)rows, (long long)columns);
-}
-
-/* The first five attributes: N K bits group has_minimum, as the weight's head has them. `rows` of the blob. */
-static const char *check_weight(const Call &c, int k, int64_t rows, bool quantized) {
-    if (c.ints < 5) return sentence("takes at least 5 whole numbers, got %d", c.ints);
-    return check_packed(c, k, rows, c.i[1], quantized);
-}
-
 static const char *check_quant_linear(const Call &c) {
     if (c.n != 5) return sentence("takes 5 operands, got %d", c.n);
     if (const char *words = check_weight(c, 1, c.ints > 0 ? c.i[0] : 0, true)) return words;
@@ -155,16 +135,22 @@ static const char *check_quant_linear(const Call &c) {
     return check_quantized(c, 0, rows, c.i[1]);
 }
 
-static Ending ending_of(const Call &c) {
-    return {c.at<float>(2), c.at<float>(3), c.at<float>(4), c.has(3) ? c.stride(3, 0) : 0, c.stride(4, 0),
-            c.i[0],         c.ints > 5 ? c.i[5] : (int64_t)NONE};
+static QuantSource quant_source_of(const Call &c) { return quant_source(c.at<uint8_t>(1), c.at<uint8_t>(0), c.stride(0, 0)); }
+
+static void quant_linear(const Call &c, int thread, int threads) { run_linear(c, quant_source_of(c), thread, threads); }
+
+/* quant_linear_gated(q, w, bias?, out?, outq?) | I K bits group has_minimum kind: gated.h */
+static const char *check_quant_linear_gated(const Call &c) {
+    const char *words = check_gated(c, true);
+    return words != nullptr ? words : check_quantized(c, 0, c.size(0, 0), c.i[1]);
 }
 
-static void quant_linear(const Call &c, int thread, int threads) {
-    const QuantSource source = quant_source(c.at<uint8_t>(1), c.at<uint8_t>(0), c.stride(0, 0));
-    const Ending end = ending_of(c);
-    sweep(source, split(source.w.count(), 1, thread, threads), c.size(4, 0),
-          [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
-              for (int64_t s = 0; s < tiles; ++s) end(row, tile + s, sums + s * QuantSource::ROWS * TILE);
-          });
+static void quant_linear_gated(const Call &c, int thread, int threads) { run_gated(c, quant_source_of(c), thread, threads); }
+
+/* quant_linear_argmax(q, w, bias?, ids, best?) | N K bits group has_minimum: best.h */
+static const char *check_quant_linear_argmax(const Call &c) {
+    const char *words = check_best(c, true);
+    return words != nullptr ? words : check_quantized(c, 0, c.size(0, 0), c.i[1]);
 }
+
+static void quant_linear_argmax(const Call &c, int thread, int threads) { run_best(c, quant_source_of(c), thread, threads); }

@@ -59,7 +59,7 @@ static void quantize_row(const float *x, int64_t inputs, uint8_t *q) {
 static const char *check_quantized(const Call &c, int k, int64_t rows, int64_t inputs) {
     const optpipe_tensor &q = c.t[k];
     if (q.dtype == OPTPIPE_U8 && q.rank == 2 && q.size[0] == rows && q.size[1] >= quantized_bytes(inputs) &&
-        q.stride[1] == 1 && q.stride[0] % 4 == 0)
+        (rows == 0 || (q.stride[1] == 1 && q.stride[0] % 4 == 0)))
         return nullptr;
     return sentence("operand %d must be u8 [%lld, %lld], the quantized form of %lld inputs", k, (long long)rows,
                     (long long)quantized_bytes(inputs), (long long)inputs);

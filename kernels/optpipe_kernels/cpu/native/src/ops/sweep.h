@@ -41,3 +41,34 @@ struct Ending {
         }
     }
 };
+
+static const char *check_vector(const Call &c, int k, int64_t size) {
+    if (!c.has(k) || (c.t[k].dtype == OPTPIPE_F32 && c.t[k].rank == 1 && c.size(k, 0) == size && c.stride(k, 0) == 1))
+        return nullptr;
+    return sentence("operand %d must be f32 [%lld], contiguous", k, (long long)size);
+}
+
+static const char *check_rows(const Call &c, int k, int64_t rows, int64_t columns) {
+    if (!c.has(k)) return nullptr;
+    const optpipe_tensor &t = c.t[k];
+    if (t.dtype == OPTPIPE_F32 && t.rank == 2 && t.size[0] == rows && t.size[1] == columns &&
+        (rows == 0 || columns < 2 || t.stride[1] == 1))
+        return nullptr;
+    return sentence("operand %d must be f32 [%lld, %lld] with stride 1 in the last dimension", k, (long long)rows, (long long)columns);
+}
+
+/* The first five attributes are N K bits group has_minimum; the weight's head has the last word on the last three. */
+static const char *check_weight(const Call &c, int k, int64_t rows, bool quantized) {
+    if (c.ints < 5) return sentence("takes at least 5 whole numbers, got %d", c.ints);
+    return check_packed(c, k, rows, c.i[1], quantized);
+}
+
+/* Operands bias?, residual?, out from the third; attributes N K bits group has_minimum [activation]. */
+template <class Source> static void run_linear(const Call &c, const Source &source, int thread, int threads) {
+    const Ending end = {c.at<float>(2), c.at<float>(3), c.at<float>(4), c.has(3) ? c.stride(3, 0) : 0, c.stride(4, 0),
+                        c.i[0],         c.ints > 5 ? c.i[5] : (int64_t)NONE};
+    sweep(source, split(source.w.count(), 1, thread, threads), c.size(4, 0),
+          [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
+              for (int64_t s = 0; s < tiles; ++s) end(row, tile + s, sums + s * Source::ROWS * TILE);
+          });
+}

@@ -65,6 +65,7 @@ static OPTPIPE_INLINE M less(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ);
 static OPTPIPE_INLINE M equal(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 static OPTPIPE_INLINE V choose(M m, V yes, V no) { return _mm256_blendv_ps(no, yes, m); }
 static OPTPIPE_INLINE bool any(M m) { return _mm256_movemask_ps(m) != 0; }
+static OPTPIPE_INLINE bool all(M m) { return _mm256_movemask_ps(m) == 255; }
 static OPTPIPE_INLINE I to_int(V a) { return _mm256_cvtps_epi32(a); }
 static OPTPIPE_INLINE V to_float(I a) { return _mm256_cvtepi32_ps(a); }
 static OPTPIPE_INLINE V as_float(I a) { return _mm256_castsi256_ps(a); }

@@ -52,6 +52,7 @@ static OPTPIPE_INLINE M less(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT
 static OPTPIPE_INLINE M equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 static OPTPIPE_INLINE V choose(M m, V yes, V no) { return _mm512_mask_blend_ps(m, no, yes); }
 static OPTPIPE_INLINE bool any(M m) { return m != 0; }
+static OPTPIPE_INLINE bool all(M m) { return m == 0xffff; }
 static OPTPIPE_INLINE I to_int(V a) { return _mm512_cvtps_epi32(a); }
 static OPTPIPE_INLINE V to_float(I a) { return _mm512_cvtepi32_ps(a); }
 static OPTPIPE_INLINE V as_float(I a) { return _mm512_castsi512_ps(a); }

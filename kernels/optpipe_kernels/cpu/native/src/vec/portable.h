@@ -104,6 +104,7 @@ static OPTPIPE_INLINE M less(V a, V b) { return a < b; }
 static OPTPIPE_INLINE M equal(V a, V b) { return a == b; }
 static OPTPIPE_INLINE V choose(M m, V yes, V no) { return m ? yes : no; }
 static OPTPIPE_INLINE bool any(M m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
+static OPTPIPE_INLINE bool all(M m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
 static OPTPIPE_INLINE I seti(int x) { return I{x, x, x, x}; }
 static OPTPIPE_INLINE I addi(I a, I b) { return a + b; }
 static OPTPIPE_INLINE I negate(I a) { return -a; }
