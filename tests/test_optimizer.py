@@ -134,8 +134,8 @@ def test_printing_after_a_pass_that_does_not_run_is_refused_before_any_work(tmp_
     assert caught.value.hint == "did you mean 'quant'?"
 
 
-def test_a_dry_run_only_works_out_the_pipeline(tmp_path):
-    report = optimize("nowhere", passes="quant{bits=8}", output=tmp_path / "a", dry_run=True)
+def test_a_dry_run_only_works_out_the_pipeline(source, tmp_path):
+    report = optimize(str(source), passes="quant{bits=8}", output=tmp_path / "a", dry_run=True)
     assert report.rows == ()
     assert report.output is None
     assert "quant{bits=8}" in report.pipeline
@@ -243,13 +243,14 @@ WITHOUT_THE_MODEL = """
         sys.exit("the model's class can be imported, so this shows nothing")
     except ImportError:
         pass
-    from optpipe_runtime.text_model import open_text_model
+    from optpipe_runtime.engine import Engine, EngineConfig
+    from optpipe_runtime.sampling import SamplingParams
 
-    model = open_text_model(sys.argv[1])
-    ids = model.prompt_ids("The capital", raw=True)
-    text, generated = model.generate(ids, max_tokens=5)
-    print(*generated.token_ids)
-    print(float(model.executor.logits(__import__("numpy").array(ids)).sum()))
+    with Engine(sys.argv[1], config=EngineConfig(num_blocks=16)) as engine:
+        [output] = engine.generate(["The capital"], SamplingParams(temperature=0, max_tokens=5))
+        print(*output.token_ids)
+        ids = __import__("numpy").array(output.prompt_token_ids)
+        print(float(engine.executor.logits(ids).sum()))
 """
 
 

@@ -1,6 +1,10 @@
-"""The runtime: text generated from an artifact.
+"""The runtime: text generated from an artifact, for many at once.
 
-Today that is one sequence at a time (:mod:`optpipe_runtime.generate`): a tokenizer, a chat template, a
-sampler and a loop over an executor. The engine that batches, its scheduler and its server come later.
-Nothing here imports transformers: an artifact is all that is needed to run.
+    engine/       requests in, text out, over any target's executor
+    core/         the scheduler, cache blocks and the prefix cache, in plain integers
+    sampling/     the choice of tokens: parameters, penalties, grammars, stop strings
+    speculation/  several tokens a step, the same text
+    server/       the OpenAI API
+
+Nothing here imports transformers, and nothing imports torch: an artifact and a target are all it takes.
 """

@@ -28,7 +28,7 @@ from typing import Any, Self
 
 import optpipe
 from optpipe.artifact import Artifact, load_artifact
-from optpipe.errors import ArtifactError, CapacityError, EngineError, OptpipeError
+from optpipe.errors import CapacityError, EngineError, OptpipeError
 from optpipe.targets.protocol import Executor
 
 from ..core import Scheduler, SchedulerConfig
@@ -47,6 +47,7 @@ from .request import Request
 from .runner import Runner
 from .stats import EngineStats, Health
 from .submission import Submission
+from .whole_sequences import WholeSequences
 
 log = logging.getLogger("optpipe.engine")
 _LOGITS_BYTES = 256 << 20  # of a step's rows of logits, about; prompts with log-probabilities go by it
@@ -55,7 +56,7 @@ STOP_SECONDS = 10.0  # that a step has to come back when the engine stops
 
 
 class Engine:
-    """Serves an artifact.
+    """Serves an artifact; one without a cache too, though slowly.
 
     Args:
         artifact: its folder, or one that was opened with ``load_artifact``.
@@ -72,7 +73,7 @@ class Engine:
         memory: what was given to weights, cache and workspace.
 
     Raises:
-        ArtifactError: the artifact is missing, damaged or too new, or is not paged.
+        ArtifactError: the artifact is missing, damaged or too new.
         PluginError: there is no such target.
         CapacityError: weights, cache and workspace do not fit the machine.
     """
@@ -124,10 +125,8 @@ class Engine:
         model_name: str,
     ) -> None:
         if executor.cache_spec is None:
-            raise ArtifactError(
-                "The artifact has no key-value cache, and an engine needs one.",
-                hint="optimize the model with the pass `paged`",
-            )
+            log.warning("the artifact has no `paged` pass: every token computes its whole sequence again")
+            executor = WholeSequences(executor)
         rows = max(config.max_num_seqs, min(2048, _LOGITS_BYTES // (4 * executor.vocab_size)))
         memory = plan_memory(executor, config, rows=rows, context=context)
         log.info("%s", memory)

@@ -93,8 +93,8 @@ class Intake:
         room = self._context_length - len(prompt)
         if room < 1:
             raise RequestError(
-                f"The prompt has {len(prompt)} tokens; the context has {self._context_length} positions, and "
-                "one must be left for the answer."
+                f"The prompt has {len(prompt)} tokens; there is room for {self._context_length}, one of them "
+                "for the answer."
             )
         length = len(prompt) + (room if params.max_tokens is None else min(params.max_tokens, room))
         words = encode_bad_words(params.bad_words, self._encode) if params.bad_words else ()

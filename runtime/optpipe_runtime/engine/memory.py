@@ -17,6 +17,7 @@ from optpipe.targets.protocol import Executor
 
 from .config import EngineConfig
 
+_LONGEST = 1 << 17  # tokens of a sequence, where neither model nor config says
 _UNLIMITED = 1 << 60  # bytes; version 1 of control groups writes a limit near 2**63 for none
 
 
@@ -79,8 +80,8 @@ def plan_memory(
     size = executor.block_bytes(kv_dtype)
     room = there - needs.weights - needs.workspace
     blocks = _blocks(config, max(room, 0), size)
-    longest = min((it for it in (context, config.max_context) if it is not None), default=None)
-    if longest is not None and config.num_blocks is None:
+    longest = min((it for it in (context, config.max_context) if it is not None), default=_LONGEST)
+    if config.num_blocks is None:
         blocks = min(blocks, config.max_num_seqs * (-(-longest // spec.block_size) + 1))
     plan = MemoryPlan(there, needs.weights, needs.workspace, size, blocks, spec.block_size, kv_dtype)
     if blocks < 1 or plan.cache > room:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import optpipe_runtime.engine.engine as engine_module
-from optpipe.errors import ArtifactError, EngineError, KernelError, RequestError
+from optpipe.errors import EngineError, KernelError, RequestError
 from optpipe_runtime.core import Scheduler
 from optpipe_runtime.engine import Engine, EngineConfig
 from optpipe_runtime.sampling import SamplingParams
@@ -187,7 +187,7 @@ def test_an_engine_that_cannot_go_on_says_so_and_nobody_hangs(make_engine, monke
         (b"abc", SHORT, "bytes"),
         (None, SHORT, "NoneType"),
         ("text", SHORT, "no tokenizer"),
-        ([1] * 32, SHORT, "32 tokens; the context has 32"),
+        ([1] * 32, SHORT, "32 tokens; there is room for 32"),
         ([1], SamplingParams(max_tokens=33), "max_tokens"),
         ([1], SamplingParams(stop_token_ids=(64,)), "stop_token_ids"),
         ([1], SamplingParams(logit_bias={64: 1.0}), "logit_bias"),
@@ -219,11 +219,3 @@ def test_max_tokens_beyond_the_context_ends_with_it(make_engine):
     assert output.usage.completion_tokens == 6
     assert reasons(output) == ["length"]
     assert engine.submit([1] * 10, SamplingParams(temperature=0)).result().usage.completion_tokens == 6
-
-
-def test_an_unpaged_artifact_is_refused_with_the_way_out():
-    executor = TapeExecutor()
-    executor.cache_spec = None
-    with pytest.raises(ArtifactError) as caught:
-        Engine.over(executor)
-    assert "paged" in caught.value.hint
