@@ -60,7 +60,7 @@ def create_app(engine: Engine, config: ServerConfig = ServerConfig()) -> FastAPI
 
     def openapi() -> dict[str, Any]:
         if not page:
-            page.update(describe(app, keys=bool(config.api_keys)))
+            page.update(describe(app, config))
         return page
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from .config import ServerConfig
 from .schema.answers import ErrorAnswer
 from .schema.base import Strict
 from .schema.chat import ChatRequest
@@ -49,12 +50,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {it: {"model": ErrorAnswer, "description": _REASONS[it]} for it in statuses}
 
 
-def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
-    """The whole page.
-
-    Args:
-        keys: whether an API key is asked for.
-    """
+def describe(app: FastAPI, config: ServerConfig) -> dict[str, Any]:
+    """The whole page, with the model's name and the limits of this server."""
     page: dict[str, Any] = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
@@ -63,11 +60,32 @@ def describe(app: FastAPI, *, keys: bool) -> dict[str, Any]:
     schemas = page.setdefault("components", {}).setdefault("schemas", {})
     for name, schema in found["$defs"].items():
         schemas.setdefault(name, schema)
+    for request in REQUESTS:
+        _limit(schemas[request.__name__]["properties"], config)
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
-    if keys:
+    if config.api_keys:
         page["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, methods in page["paths"].items():
             for operation in methods.values():
                 operation["security"] = [] if path == "/health" else [{"key": []}]
     return page
+
+
+def _limit(properties: dict[str, Any], config: ServerConfig) -> None:
+    """Say in a request's schema what this server takes."""
+    for name, limit in (
+        ("model", {"enum": [config.model_name]}),
+        ("n", {"maximum": config.max_n}),
+        ("logprobs", {"maximum": config.max_logprobs}),
+        ("prompt_logprobs", {"maximum": config.max_logprobs}),
+        ("top_logprobs", {"maximum": config.max_logprobs}),
+        ("stop_token_ids", {"maxItems": config.max_stop}),
+        ("bad_words", {"maxItems": config.max_stop}),
+        ("tools", {"maxItems": config.max_tools}),
+        ("allowed_token_ids", {"maxItems": config.max_bias}),
+        ("logit_bias", {"maxProperties": config.max_bias}),
+    ):
+        branches = properties.get(name, {}).get("anyOf", [])
+        if branches and branches[0]["type"] != "boolean":
+            branches[0] |= limit  # the other is null
