@@ -59,7 +59,7 @@ class Folded:
         if count == 0:
             return np.empty(0, dtype=np.int64)
         ids = self.shortlist(count)
-        return ids[np.argsort(-self.values[ids], kind="stable")][:count]
+        return ids[(-self.values[ids]).argsort(kind="stable")[:count]]
 
     def weigh(self, temperature: float, out: NDArray[np.float32]) -> Weights:
         """exp((value - peak) / temperature) of every value, in ``out`` [at least n]."""
@@ -68,7 +68,7 @@ class Folded:
     def _scan(self, count: int) -> NDArray[np.int64]:
         place = max(0, len(self.values) - count)
         bound = np.partition(self.values, place)[place]
-        return (self.values >= max(bound, LEAST)).nonzero()[0]
+        return np.flatnonzero(self.values >= max(bound, LEAST))
 
 
 def scaled(
