@@ -104,6 +104,15 @@ def test_every_fusion_finds_what_the_architecture_has(name):
     assert (attention, rope, norms, add_norm, gated, moe) == COUNTS[name]
 
 
+@pytest.mark.parametrize(("name", "turned"), [("llama4_text", 4), ("deepseek_v2", 8)])
+def test_rotations_by_complex_numbers_are_rope_too(name, turned):
+    """Two a layer with positions; the tables are made once."""
+    calls = [str(node.target) for node in made(name).gm.graph.nodes if node.op == "call_function"]
+    assert calls.count("optpipe.rope.default") == turned
+    assert calls.count("aten.cos.default") == calls.count("aten.sin.default") == 1
+    assert "aten.select.int" not in calls
+
+
 @pytest.mark.parametrize("name", tiny_names())
 def test_nothing_of_the_models_plumbing_is_left(name):
     for node in made(name).gm.graph.nodes:
