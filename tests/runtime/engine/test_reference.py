@@ -1,0 +1,112 @@
+"""The reference target, on a real artifact: the same token wherever the choice is not within the noise."""
+
+import random
+
+import pytest
+
+import optpipe
+import optpipe_runtime.engine.engine as engine_module
+from optpipe.testing import save_tiny
+from optpipe_runtime.core import Scheduler
+from optpipe_runtime.engine import Engine, EngineConfig
+from optpipe_runtime.sampling import SamplingParams
+
+# The same rows in other batches differ by this much in a logit at most: torch sums in another order.
+NOISE = 1e-3
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory):
+    home = tmp_path_factory.mktemp("reference")
+    optpipe.optimize(str(save_tiny("llama", home / "model")), output=home / "artifact", verify=False)
+    return optpipe.load(home / "artifact", target="auto")
+
+
+@pytest.fixture
+def serve(executor):
+    """→ the completions of prompts under some settings; one engine at a time has the executor."""
+
+    def serve(prompts, length=LENGTH, *, one_by_one=False, **config):
+        settings = EngineConfig(**{"num_blocks": 512, "max_num_batched_tokens": 512, **config})
+        params = SamplingParams(temperature=0, max_tokens=length, logprobs=2)
+        with Engine.over(executor, config=settings) as engine:
+            parts = [[it] for it in prompts] if one_by_one else [prompts]
+            return [it.completions[0] for part in parts for it in engine.generate(part, params)]
+
+    return serve
+
+
+def prompts(count, longest=100):
+    random_ = random.Random(1)
+    return [[random_.randrange(3, 250) for _ in range(random_.randint(2, longest))] for _ in range(count)]
+
+
+def assert_same(found, expected):
+    """Token by token until a choice was within the noise; then the texts may go apart."""
+    compared = 0
+    for one, other in zip(found, expected, strict=True):
+        for a, b in zip(one.logprobs, other.logprobs, strict=True):
+            margin = b.top[0][1] - b.top[1][1]
+            if margin <= 2 * NOISE:
+                break
+            assert a.token == b.token
+            assert a.logprob == pytest.approx(b.logprob, abs=NOISE)
+            compared += 1
+    assert compared > 0.5 * sum(len(it.token_ids) for it in expected), "the texts went apart too early"
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {}
+
+
+def expected_of(serve, alone, asked, length):
+    key = (len(asked), length)
+    if key not in alone:
+        alone[key] = serve(asked, length, one_by_one=True, prefix_caching=False)
+    return alone[key]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"max_num_batched_tokens": 16, "max_num_seqs": 16},
+        {"max_num_batched_tokens": 64, "prefix_caching": False},
+        {"max_num_batched_tokens": 512},
+        {"max_num_batched_tokens": 512, "speculation": "ngram"},
+        {"num_blocks": 60, "watermark": 0.0},
+    ],
+    ids=["chunks of 16", "chunks of 64", "chunks of 512", "speculated", "preempted for want of blocks"],
+)
+def test_a_batch_of_32(serve, alone, config):
+    asked = prompts(32)
+    assert_same(serve(asked, 16, **config), expected_of(serve, alone, asked, 16))
+
+
+def test_preempted_at_many_steps(serve, alone, monkeypatch):
+    class Preempting(Scheduler):
+        count = 0
+
+        def plan(self, *arguments):
+            self.count += 1
+            if self.count % 7 == 0:
+                self.reset()
+            return super().plan(*arguments)
+
+    asked = prompts(3, longest=30)
+    expected = expected_of(serve, alone, asked, LENGTH)
+    monkeypatch.setattr(engine_module, "Scheduler", Preempting)
+    assert_same(serve(asked), expected)
+
+
+def test_scores_of_prompts_in_chunks(executor):
+    asked = prompts(1)[0]
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    found = []
+    for budget in (512, 7):
+        config = EngineConfig(num_blocks=64, max_num_batched_tokens=budget, max_num_seqs=4)
+        with Engine.over(executor, config=config) as engine:
+            found.append([it.logprob for it in engine.generate([asked], params)[0].prompt_logprobs[1:]])
+    assert found[0] == pytest.approx(found[1], abs=NOISE)
+    assert len(found[0]) == len(asked) - 1
