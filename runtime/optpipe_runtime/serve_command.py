@@ -64,9 +64,11 @@ def optpipe_commands() -> Iterable[click.Command]:
     "[default: the names of this machine's loopback when the server listens there, else any]",
 )
 @click.option("--target", default="auto", help="The target that runs the artifact.")
+@click.option("--device", default=None, help="Where, as torch names devices.  [default: the target's choice]")
 @click.option(
-    "--device", default="cpu", help="Where, as torch names devices, for targets that have a choice."
+    "--passes", default=None, help="The pipeline, when MODEL has to be optimized first.  [default: paged]"
 )
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
 @click.option(
     "--policy", default="fcfs", type=click.Choice(["fcfs", "priority"]), help="Who is admitted first."
 )
@@ -142,6 +144,7 @@ def _open(model: str, options: dict[str, Any]) -> Engine:
     from .engine import Engine, EngineConfig
     from .engine.config import parse_memory
     from .server.options import engine_settings
+    from .shortcut import artifact_of
 
     config = EngineConfig(
         policy=options["policy"],
@@ -152,7 +155,14 @@ def _open(model: str, options: dict[str, Any]) -> Engine:
         stall_timeout=options["stall_after"],
         **engine_settings(options),
     )
-    return Engine(model, options["target"], config=config, device=options["device"])
+    folder = artifact_of(
+        model,
+        passes=options["passes"],
+        trust_remote_code=options["trust_remote_code"],
+        say=lambda text: click.echo(f"note: {text}", err=True),
+    )
+    where = {} if options["device"] is None else {"device": options["device"]}
+    return Engine(folder, options["target"], config=config, **where)
 
 
 def _introduce(engine: Engine, config: ServerConfig, host: str) -> None:
