@@ -27,14 +27,26 @@ class Float32MeansFloat64(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.Tensor.float:
-            func = torch.Tensor.double
-        elif func not in _FROM_NUMBERS:
-            args = [_named(given) for given in args]
-            kwargs = {name: _named(given) for name, given in kwargs.items()}
-        made = func(*args, **kwargs)
+        args = [_named(given) for given in args]
+        kwargs = {name: _named(given) for name, given in (kwargs or {}).items()}
+        if func in _FROM_NUMBERS:
+            return _rounded(func, args, kwargs)
+        made = (torch.Tensor.double if func is torch.Tensor.float else func)(*args, **kwargs)
         return made.double() if isinstance(made, torch.Tensor) and made.dtype is torch.float32 else made
+
+
+def _rounded(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> torch.Tensor:
+    """Numbers as float32 has them; those past its range are float64's own, such as its lowest."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        made: torch.Tensor = func(*args, **kwargs)
+    finally:
+        torch.set_default_dtype(default)
+    if made.dtype is not torch.float64:
+        return made
+    rounded = made.float().double()
+    return torch.where(rounded.isinf(), made, rounded)
 
 
 def _named(given: Any) -> Any:

@@ -51,6 +51,15 @@ def test_a_number_of_the_code_keeps_the_value_that_float32_has_for_it():
     assert made.item() == torch.tensor(0.1).item() != 0.1
 
 
+def test_the_lowest_number_of_float64_is_no_infinity():
+    """XGLM asks for the lowest number of its scores' dtype, and names no dtype for the tensor it makes."""
+    lowest = torch.finfo(torch.float64).min
+    with Float32MeansFloat64():
+        made, whole = torch.tensor(lowest), torch.tensor([1, 2])
+    assert made.item() == lowest
+    assert whole.dtype == torch.int64
+
+
 def test_float64_logits_are_the_models_without_its_rounding():
     model = tiny_model("llama")
     ids = torch.arange(20)[None]
