@@ -7,9 +7,9 @@
 
 "best" is the fastest of the repeats and "median" their median, in wall-clock time; "cpu" is the processor's
 time of a step over all threads, which other programs on the machine change little: on two free cores a step
-takes about half of it. "bound" is what reading the logits takes: the largest value of every row by one thread,
-divided by the threads. Logits are random, of standard deviation 1 ("flat", where top-p keeps most of the
-vocabulary) and 4 ("peaked", nearer to a model's).
+takes about half of it. "bound" is what reading the logits takes: the largest value of every row by one
+thread, divided by the threads. Logits are random, of standard deviation 1 ("flat", where top-p keeps most of
+the vocabulary) and 4 ("peaked", nearer to a model's).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Tries a grammar in a child process, which may be killed when it takes too long or too much memory.
+"""Has a grammar tried by a child process, which may be killed when it takes too long or too much memory.
 
-The child sleeps on a pipe between requests. One line of JSON goes in, one comes out:
+The child (``grammar_child.py``) sleeps on a pipe between requests. One line of JSON goes in, one comes out:
 
     {"tokenizer": "…", "vocab_size": 49152, "eos": [2]}     → {"error": null, "bytes": 0}
     {"kind": "regex", "source": "("}                        → {"error": "unclosed group", "bytes": 0}
@@ -11,23 +11,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import select
 import subprocess
 import sys
 import time
 import weakref
-from pathlib import Path
 from typing import Any
 
 from optpipe.errors import RequestError
 
-MEMORY = 128 << 20  # bytes that a grammar may take
+CHILD = __name__.rpartition(".")[0] + ".grammar_child"
 START_SECONDS = 60.0  # a large tokenizer takes seconds to read
 
 
 class Checker:
-    """The parent's end.
+    """The child process, as its parent sees it.
 
     Args:
         setup: the first line, without its end.
@@ -65,10 +63,11 @@ class Checker:
             return self._child
         self.close()
         child = subprocess.Popen(
-            [sys.executable, "-P", "-m", __name__],
+            [sys.executable, "-P", "-m", CHILD],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the parent, which may still have grammars to compile
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
         self._child, self._finalizer = child, weakref.finalize(self, _end, child)
@@ -109,43 +108,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):  # what was not written is of no use to the dead
                 pipe.close()
-
-
-def main() -> None:
-    """The child's end."""
-    from . import llguidance_adapter as adapter
-
-    tokenizer = adapter.tokenizer(**json.loads(sys.stdin.readline()))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    most = resource.getrlimit(resource.RLIMIT_AS)[1]
-    _answer(None, 0)
-    for line in sys.stdin:
-        before = _address_space()
-        resource.setrlimit(resource.RLIMIT_AS, (before + MEMORY, most))
-        _answer(*_tried(adapter, tokenizer, before, **json.loads(line)))
-
-
-def _tried(adapter: Any, tokenizer: Any, before: int, kind: str, source: str) -> tuple[str | None, int]:
-    """What is wrong with a grammar, and the address space it takes over ``before`` while it lives."""
-    try:
-        found = adapter.matcher(tokenizer, kind, source)
-        if not found.is_error():
-            found.compute_bitmask()
-        return str(found.get_error()) or None, max(0, _address_space() - before)
-    except (ValueError, MemoryError) as error:
-        return str(error) or "it takes too much memory", 0
-
-
-def _address_space() -> int:
-    """Bytes that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * resource.getpagesize()
-
-
-def _answer(error: str | None, size: int) -> None:
-    sys.stdout.write(json.dumps({"error": error, "bytes": size}) + "\n")
-    sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -7,12 +7,12 @@ draft is certain (q = 1), so that this is exact rejection sampling: text with dr
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from .params import SamplingParams
 from .state import Finish, RowState
 from .uniform import uniform
 
-INLINE = 1 << 18  # logits a step that are not worth a second thread
+INLINE = 1 << 21  # logits a step that are not worth a second thread: about 2 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +146,10 @@ class Sampler:
         assert logits.shape == (starts[-1], self.vocab_size), f"{logits.shape = }, {starts[-1] = }"
         found: list[Sampled | None] = [None] * len(groups)
 
-        def work(first: int, step: int) -> None:
-            scratch = self._scratch()
-            for i in range(first, len(groups), step):
-                found[i] = _sample(logits[starts[i] : starts[i + 1]], groups[i], scratch)
+        def work(i: int) -> None:
+            found[i] = _sample(logits[starts[i] : starts[i + 1]], groups[i], self._scratch())
 
-        self._divide(work, logits.size)
+        self._divide(work, len(groups), logits.size)
         return [it for it in found if it is not None]
 
     def prompt_logprobs(
@@ -169,12 +167,10 @@ class Sampler:
         """
         found: list[TokenLogprobs | None] = [None] * len(next_ids)
 
-        def work(first: int, step: int) -> None:
-            scratch = self._scratch()
-            for i in range(first, len(next_ids), step):
-                found[i] = token_logprobs(logits[i], int(next_ids[i]), top, scratch)
+        def work(i: int) -> None:
+            found[i] = token_logprobs(logits[i], int(next_ids[i]), top, self._scratch())
 
-        self._divide(work, logits.size)
+        self._divide(work, len(next_ids), logits.size)
         return [it for it in found if it is not None]
 
     def close(self) -> None:
@@ -188,29 +184,31 @@ class Sampler:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _divide(self, work: Work, size: int) -> None:
+    def _divide(self, work: Callable[[int], None], count: int, size: int) -> None:
+        """Do ``work`` for each of ``count`` items; a thread takes the next one when it is free."""
         if self._pool is None or size <= INLINE:
-            work(0, 1)
+            for i in range(count):
+                work(i)
             return
-        others = [self._pool.submit(work, first, self._threads) for first in range(1, self._threads)]
+        items = itertools.count()
+
+        def share() -> None:
+            while (i := next(items)) < count:
+                work(i)
+
+        others = [self._pool.submit(share) for _ in range(min(self._threads, count) - 1)]
         try:
-            work(0, self._threads)
+            share()
         finally:
             for other in others:
-                other.result()
+                if not other.cancel():  # a thread that did not get to run has nothing left to do
+                    other.result()
 
     def _scratch(self) -> Scratch:
         scratch: Scratch | None = getattr(self._local, "scratch", None)
         if scratch is None:
             scratch = self._local.scratch = Scratch(self.vocab_size)
         return scratch
-
-
-class Work(Protocol):
-    """A share of a step: every ``step``-th item from ``first`` on."""
-
-    def __call__(self, first: int, step: int) -> None:
-        """Do it."""
 
 
 def _take(group: Group, ids: list[int]) -> Sampled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -191,6 +192,15 @@ def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="not installed") as caught:
         GrammarCompiler(TOKENIZER.to_str(), SIZE, [END])
     assert caught.value.hint == "pip install 'optpipe[structured]'"
+
+
+def test_sampling_is_there_before_any_large_library() -> None:
+    code = (
+        "import optpipe_runtime.sampling, sys; "
+        "print(sorted({'llguidance', 'tokenizers', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 def test_a_tokenizer_that_cannot_be_used_is_said() -> None:

@@ -46,7 +46,8 @@ def test_come_before_temperature_penalties_and_masks() -> None:
     assert found.logprobs == tuple(plain)
 
 
-def test_do_not_depend_on_other_rows_or_threads() -> None:
+def test_do_not_depend_on_other_rows_or_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optpipe_runtime.sampling.sampler.INLINE", 0)
     logits = rows(9, 40_009)
     ids = list(range(9))
     alone = [Sampler(40_009).prompt_logprobs(logits[i : i + 1], [i], 3)[0] for i in ids]

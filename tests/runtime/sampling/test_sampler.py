@@ -13,7 +13,7 @@ from optpipe_runtime.sampling import Group, RowState, Sampled, Sampler, Sampling
 
 from . import reference
 
-BIG = 40_009  # rows of 32 sequences are shared among threads
+BIG = 40_009
 CASES = (
     {"temperature": 0.0},
     {"temperature": 0.7},
@@ -34,7 +34,8 @@ def state(sampler: Sampler, seed: int = 0, **fields: object) -> RowState:
     return sampler.state(SamplingParams(**fields), [1, 2, 3], eos=[0], seed=seed)  # type: ignore[arg-type]
 
 
-def test_a_row_does_not_depend_on_the_batch_or_on_threads() -> None:
+def test_a_row_does_not_depend_on_the_batch_or_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("optpipe_runtime.sampling.sampler.INLINE", 0)
     logits = rows(32, BIG)
     alone: list[Sampled] = []
     sampler = Sampler(BIG, threads=1)
