@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import collections.abc as abc
-from itertools import pairwise
 
 from .request import Sequence, Status
 from .scheduler_config import SchedulerConfig
 from .step_plan import SequenceStep, StepPlan
-
-
-def check_line(line: abc.Sequence[Sequence], status: Status) -> None:
-    """A line is in strict order, and everyone in it has its status."""
-    for sequence in line:
-        assert sequence.status is status, f"{sequence} is in the line of the {status.value}"
-    for first, second in pairwise(line):
-        assert first.order < second.order, f"{first} and {second}: {first.order = }, {second.order = }"
 
 
 def check_plan(plan: StepPlan, running: abc.Sequence[Sequence], config: SchedulerConfig) -> None:
