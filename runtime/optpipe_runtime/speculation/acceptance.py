@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 PRIOR = 0.5  # of a first draft's being kept, before anything is known
-PRIOR_WEIGHT = 2.0  # observations that the prior counts for
+PRIOR_WEIGHT = 1.0  # observations that the prior counts for
 
 
 class Acceptance:

@@ -22,14 +22,23 @@ from typing import NamedTuple
 from .step_cost import StepCost, size_class
 
 ALLOWANCE = 0.01  # of the time, that trying may cost
-CREDIT = 8.0  # plain steps: the account's start and most
+CREDIT = 4.0  # plain steps: the account's start and most
 DEBT = 2.0  # plain steps: the account's least
 MARGIN = 0.01  # of a step: gains smaller than this are noise
+LOOK_SHARE = 0.0025  # of a plain step, that looking at proposals may take in debt
 REFRESH = 256  # steps after which a plain step's cost is measured again
 PROBE_EVERY = 32  # steps between drafts run only to learn; the first comes early
 PROBE_GAIN = 0.2  # tokens: the least expectation with which one is run
 MANY = 1 << 20  # asks: no limit
-COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+COUNTS = (
+    *range(1, 9),
+    *range(10, 17, 2),
+    *range(20, 33, 4),
+    *range(40, 65, 8),
+    *range(80, 129, 16),
+    192,
+    256,
+)
 
 
 class Terms(NamedTuple):
@@ -71,7 +80,7 @@ class Controller:
         if plain is None or plain <= 0 or self._overdrawn():
             return None
         base, worth = decoding + load, self._worth(decoding)
-        slope = min((self._seconds(base + n) - plain) / n for n in COUNTS[:8])
+        slope = min((self._seconds(base + n) - plain) / n for n in (1, 2, 4, 8, 16))
         least = max(slope, 0.0) / worth
         if self._may_probe():
             return Terms(min(least, PROBE_GAIN), 0.0)
@@ -104,11 +113,15 @@ class Controller:
         """Whether the account allows something that only teaches."""
         return self.balance is not None and self.balance > seconds
 
+    def may_look(self, decoding: int, seconds: float) -> bool:
+        """Whether to compare proposals, that take so long, with what comes: cheap ones even in debt."""
+        return self.may_spend(seconds) or 0 <= seconds < LOOK_SHARE * decoding * self._worth(decoding)
+
     def most_asks(self, ask_seconds: float | None) -> int:
         """How many proposals the account can bear if none is of use; one while their cost is unknown."""
         if ask_seconds is None:
             return 1
-        return MANY if ask_seconds <= 0 else min(MANY, int((self.balance or 0.0) / ask_seconds))
+        return MANY if ask_seconds <= 0 else max(1, min(MANY, int((self.balance or 0.0) / ask_seconds)))
 
     def observe(
         self, *, tokens: int, drafts: int, decoding: int, produced: int, seconds: float, overhead: float
@@ -196,6 +209,10 @@ class Controller:
 
 class FixedController(Controller):
     """Always as many drafts as there are, up to ``max_drafts``: for tests and for measuring."""
+
+    def may_look(self, decoding: int, seconds: float) -> bool:
+        """Whether to compare proposals, that take so long, with what comes: cheap ones even in debt."""
+        return self.may_spend(seconds) or 0 <= seconds < LOOK_SHARE * decoding * self._worth(decoding)
 
     def most_asks(self, ask_seconds: float | None) -> int:
         """See :class:`Controller`."""

@@ -19,9 +19,9 @@ from .proposer import Ask, Proposer
 log = logging.getLogger(__name__)
 
 MEMORY = 0.85  # of a sequence's acceptance: about 7 drafts
-SHARED_MEMORY = 0.98  # of all sequences' together: about 50
+SHARED_MEMORY = 0.95  # of all sequences' together: about 20
 FILL_MEMORY = 0.9  # of whether a proposer has anything to say
-LONGEST_SLEEP = 32  # tokens, after which a sequence that drafts do not help is looked at again
+LONGEST_SLEEP = 16  # tokens, after which a sequence that drafts do not help is looked at again
 LOOK = 2  # drafts that a look asks for where each costs
 
 
@@ -159,7 +159,7 @@ class Speculator:
         terms = self.controller.terms(len(ready), load, unit / len(ready) if by_round else unit)
         if by_round and terms is not None:  # every draft costs, not every proposal
             terms = Terms(terms.least + terms.fee, 0.0)
-        may_look = self.controller.may_spend(unit)
+        may_look = self.controller.may_look(len(ready), unit)
         if terms is None and not may_look:
             return {}
         asked, looks = self._choose(ready, terms, may_look)

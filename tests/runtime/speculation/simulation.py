@@ -17,6 +17,7 @@ from optpipe_runtime.core.request import Sequence as TokenSequence
 from optpipe_runtime.core.step_plan import Outcome, SequenceStep, StepPlan
 from optpipe_runtime.speculation import Ask, Controller, Speculator
 
+MS = 1e-3
 WRONG = 1_000_000  # a token that no text has
 
 StepSeconds = Callable[[int], float]  # tokens of a step → its seconds
@@ -40,6 +41,32 @@ class Phase:
     prompt: int = 16
 
 
+COSTS: dict[str, StepSeconds] = {
+    "linear": lambda tokens: tokens * MS,
+    "affine": lambda tokens: (10 + tokens) * MS,
+    "flat": lambda tokens: 10 * MS,
+    "knee": lambda tokens: (10 + max(0, tokens - 16) * 0.6) * MS,
+    "cliff": lambda tokens: (10 if tokens == 1 else 30 + 0.1 * tokens) * MS,
+    "tiles": lambda tokens: 10 * (1 + (tokens - 1) // 8) * MS,
+}
+LOADS: dict[str, list[Phase]] = {
+    "1": [Phase(1, 1200)],
+    "8": [Phase(8, 5000)],
+    "64": [Phase(64, 16_000)],
+    "1, 64, 1": [Phase(1, 800), Phase(64, 12_000, 200), Phase(1, 800)],
+}
+RATES: dict[str, Rate] = {
+    "0": lambda request, at: 0.0,
+    "0.3": lambda request, at: 0.3,
+    "0.6": lambda request, at: 0.6,
+    "0.8": lambda request, at: 0.8,
+    "1": lambda request, at: 1.0,
+    "1, then 0": lambda request, at: 1.0 if at < 200 else 0.0,
+    "0, then 1": lambda request, at: 0.0 if at < 200 else 1.0,
+    "every other": lambda request, at: 0.9 * (request % 2),
+}
+
+
 @dataclass
 class Clock:
     """Tells the time; ``pass_by`` moves it."""
@@ -60,10 +87,14 @@ class Run:
     Attributes:
         seconds: that exactly the phases' tokens took: a last step that gave more is counted in part.
         drafts: that each step carried.
+        given: tokens of the phase after each step.
+        bounds: the first step of each phase, and the one behind its last.
     """
 
     seconds: float = 0.0
     drafts: list[int] = field(default_factory=list)
+    given: list[int] = field(default_factory=list)
+    bounds: list[tuple[int, int]] = field(default_factory=list)
 
 
 class KnowingProposer:
@@ -141,7 +172,7 @@ def simulate(
     numbers = itertools.count()
     for phase in phases:
         running: list[TokenSequence] = []
-        given, begun = 0, clock.now
+        given, begun, first = 0, clock.now, len(run.drafts)
         while given < phase.tokens:
             new = [_request(next(numbers), phase) for _ in range(phase.at_once - len(running))]
             running += new
@@ -156,6 +187,8 @@ def simulate(
             running = [s for s, outcome in zip(running, outcomes, strict=True) if not outcome.finished]
             given += sum(len(outcome.tokens) for outcome in outcomes)
             run.drafts.append(sum(step.drafts for step in plan.steps))
+            run.given.append(given)
+        run.bounds.append((first, len(run.drafts)))
         run.seconds += (clock.now - begun) * phase.tokens / given
         for sequence in running:
             if speculator:
