@@ -158,6 +158,9 @@ def tensor(operand: Operand) -> Tensor:
     if operand is None:
         return Tensor(rank=-1)
     array = operand.bits if isinstance(operand, Bf16) else operand
+    if array.size == 0:  # numpy gives an empty array strides of 0
+        like = np.empty([max(1, it) for it in array.shape], array.dtype)
+        array = np.lib.stride_tricks.as_strided(array, strides=like.strides)
     name = "bf16" if isinstance(operand, Bf16) else array.dtype.name
     if name not in DTYPES or array.ndim > MAX_RANK:
         raise KernelError(f"the CPU kernels take no array of {array.dtype} and rank {array.ndim}")

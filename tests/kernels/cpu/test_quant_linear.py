@@ -116,12 +116,8 @@ def test_gated_is_the_gate_activated_times_the_other(
             torch.from_numpy(emulated(x, it, rounded) + b)
             for it, b in zip((gate_values, up_values), np.split(bias, 2), strict=True)
         ]
-        act = (
-            torch.nn.functional.silu
-            if kind == 1
-            else lambda g: torch.nn.functional.gelu(g, approximate="tanh")
-        )
-        np.testing.assert_allclose(out, act(sums[0]) * sums[1], **tolerance("float32 sum"))
+        activate = ACTIVATIONS["silu" if kind == 1 else "gelu_tanh"]
+        np.testing.assert_allclose(out, activate(sums[0]) * sums[1], **tolerance("float32 sum"))
         outq = np.full((tokens, quantized_bytes(outputs)), 77, np.uint8)
         again = np.full_like(out, np.nan)
         library.call("quant_linear_gated", [q, blob, bias, again, outq], ints, pool=pools[3])

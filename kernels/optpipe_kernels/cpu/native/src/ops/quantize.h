@@ -67,7 +67,7 @@ static const char *check_quantized(const Call &c, int k, int64_t rows, int64_t i
 
 static const char *check_quantize(const Call &c) {
     if (c.n != 2) return sentence("takes 2 operands, got %d", c.n);
-    if (c.t[0].dtype != OPTPIPE_F32 || c.t[0].rank != 2 || (c.size(0, 1) > 1 && c.stride(0, 1) != 1))
+    if (c.t[0].dtype != OPTPIPE_F32 || c.t[0].rank != 2 || (c.size(0, 0) > 0 && c.size(0, 1) > 1 && c.stride(0, 1) != 1))
         return "x must be f32 [T, K] with stride 1 along K";
     return check_quantized(c, 1, c.size(0, 0), c.size(0, 1));
 }
