@@ -78,6 +78,7 @@ class Mailbox:
     def __init__(self, request_id: str, choices: int, *, stream: bool) -> None:
         self.request_id = request_id
         self.accepted = False
+        self.given_up = False  # by its caller; seen when it reaches the engine's thread
         self.prompt: tuple[int, ...] = ()
         self.error: OptpipeError | None = None  # why it is not served
         self._lock = threading.Lock()

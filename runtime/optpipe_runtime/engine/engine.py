@@ -52,6 +52,7 @@ from .whole_sequences import WholeSequences
 log = logging.getLogger("optpipe.engine")
 _LOGITS_BYTES = 256 << 20  # of a step's rows of logits, about; prompts with log-probabilities go by it
 _CLOSED = "The engine is closed."
+_QUICK_TOKENS = 8192  # about a millisecond's work
 STOP_SECONDS = 10.0  # that a step has to come back when the engine stops
 
 
@@ -186,13 +187,12 @@ class Engine:
         params = SamplingParams() if params is None else params
         name = f"{self._prefix}-{next(self._names)}" if request_id is None else request_id
         asked = self._intake.ask(prompt, params, priority, salt)
-        self._gate.admit(name, params.n)
         mailbox = Mailbox(name, params.n, stream=stream)
+        self._gate.admit(mailbox, params.n)
         limit = self.config.request_timeout if timeout is None else timeout
         request = Request(name, params, mailbox, time.monotonic(), limit)
         submission = Submission(mailbox, params.n, self.abort)
-        slow = isinstance(prompt, str) or params.structured is not None or bool(params.bad_words)
-        if slow and _in_event_loop():
+        if _takes_time(prompt, params) and _in_event_loop():
             with contextlib.suppress(RuntimeError):  # the engine is being closed: the reader is told below
                 self._threads.submit(self._enter, request, asked)
                 return submission
@@ -261,7 +261,7 @@ class Engine:
 
     def abort(self, request_id: str) -> bool:
         """Give a request up; its blocks are free within a step. False when there is no such request."""
-        known = self._gate.has(request_id)
+        known = self._gate.give_up(request_id)
         if known:
             self._loop.give_up(request_id)
         return known
@@ -316,6 +316,13 @@ def _scheduler_config(config: EngineConfig, memory: MemoryPlan, rows: int) -> Sc
         prefix_caching=config.prefix_caching,
         max_waiting=1 << 40,  # the gate counts
     )
+
+
+def _takes_time(prompt: Prompt, params: SamplingParams) -> bool:
+    """Whether a request should not be prepared between two turns of an event loop."""
+    if isinstance(prompt, str) or params.structured is not None or params.bad_words:
+        return True
+    return params.n * len(prompt) > _QUICK_TOKENS
 
 
 def _in_event_loop() -> bool:

@@ -6,6 +6,8 @@ import threading
 
 from optpipe.errors import CapacityError, EngineError, RequestError
 
+from .delivery import Mailbox
+
 
 class Gate:
     """Counts sequences from the moment that they are asked for until they end.
@@ -21,13 +23,13 @@ class Gate:
     def __init__(self, max_running: int, max_waiting: int) -> None:
         self._max_running, self._max_waiting = max_running, max_waiting
         self._changed = threading.Condition()
-        self._names: set[str] = set()
+        self._names: dict[str, Mailbox] = {}
         self._shut: str | None = None
         self.queued = 0
         self.running = 0
 
-    def admit(self, name: str, sequences: int) -> None:
-        """Take a name and places in the queue.
+    def admit(self, mailbox: Mailbox, sequences: int) -> None:
+        """Take a request's name, and places in the queue.
 
         Raises:
             RequestError: the name is taken, or there could never be so many places.
@@ -37,6 +39,7 @@ class Gate:
         with self._changed:
             if self._shut is not None:
                 raise EngineError(self._shut)
+            name = mailbox.request_id
             if name in self._names:
                 raise RequestError(f"The request id '{name[:100]}' is in use.", hint="give each its own")
             most = self._max_running + self._max_waiting
@@ -49,12 +52,15 @@ class Gate:
                 raise CapacityError(
                     f"The queue is full: {self.queued} sequences are waiting.", hint="try again later"
                 )
-            self._names.add(name)
+            self._names[name] = mailbox
             self.queued += sequences
 
-    def has(self, name: str) -> bool:
-        """Whether a request of that name is in."""
-        return name in self._names
+    def give_up(self, name: str) -> bool:
+        """Mark a request as given up, wherever it is; False when none of that name is in."""
+        mailbox = self._names.get(name)
+        if mailbox is not None:
+            mailbox.given_up = True
+        return mailbox is not None
 
     def start(self, sequences: int) -> None:
         """Sequences have their first step."""
@@ -68,7 +74,7 @@ class Gate:
             self.queued -= queued
             self.running -= running
             if name is not None:
-                self._names.discard(name)
+                self._names.pop(name, None)
                 if not self._names:
                     self._changed.notify_all()
 

@@ -267,6 +267,11 @@ class Loop:
             if (request := self._open.get(item)) is not None:
                 self._drop([request], "abort", None)
             return
+        if not item.choices[0].open:
+            return  # a message that came with it gave it up
+        if item.mailbox.given_up:
+            self._drop([item], "abort", None)
+            return
         try:
             self._add(item.choices[0])
         except OptpipeError as error:

@@ -210,6 +210,27 @@ def test_an_idle_engine_takes_no_processor_time(make_engine):
     assert engine.health().ok
 
 
+def test_abort_before_the_prompt_is_tokens(make_engine, byte_tokenizer, monkeypatch):
+    engine = make_engine(TapeExecutor(vocab_size=259), byte_tokenizer)
+    gate = threading.Event()
+    encode = type(byte_tokenizer).encode
+    monkeypatch.setattr(
+        type(byte_tokenizer), "encode", lambda *args, **kw: (gate.wait(), encode(*args, **kw))[1]
+    )
+
+    async def ask():
+        submission = engine.submit("abc", FOREVER)
+        assert submission.abort()
+        gate.set()
+        return await submission.aresult()
+
+    output = asyncio.run(ask())
+    assert output.completions[0].finish_reason == "abort"
+    assert output.token_ids == ()
+    assert engine.stats().steps == engine.stats().waiting == 0
+    assert engine.drain(timeout=1)
+
+
 def test_prompts_are_made_tokens_off_the_event_loop(make_engine, byte_tokenizer, monkeypatch):
     engine = make_engine(TapeExecutor(vocab_size=259), byte_tokenizer)
     seen = []

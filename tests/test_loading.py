@@ -1,0 +1,76 @@
+"""Which target runs an artifact."""
+
+from types import SimpleNamespace
+
+import pytest
+
+import optpipe.loading as loading
+from optpipe.artifact import Artifact
+from optpipe.errors import OptpipeError, PluginError
+
+
+class Entry:
+    def __init__(self, rank=None, reason=None):
+        if rank is not None:
+            self.rank, self.why_not = rank, lambda: reason
+
+    def load(self, program, weights, **options):
+        return (self, program, weights, options)
+
+
+class Light(Entry):
+    def load_artifact(self, artifact, *, threads=1):
+        return (self, artifact, threads)
+
+
+@pytest.fixture
+def artifact():
+    found = Artifact(path=None, manifest=None, program="program", config={})
+    found.__dict__["weights"] = "weights"
+    return found
+
+
+@pytest.fixture
+def targets(monkeypatch):
+    entries = {
+        "reference": Entry(0),
+        "fast": Light(10),
+        "absent": Entry(20, "there is no such device"),
+        "private": Entry(),
+    }
+    provided = {name: SimpleNamespace(value=entry) for name, entry in entries.items()}
+    monkeypatch.setattr(loading, "installed_plugins", lambda: SimpleNamespace(targets=lambda: provided))
+    return entries
+
+
+def test_auto_takes_the_highest_that_can_run(targets, artifact):
+    assert loading.load(artifact, target="auto")[0] is targets["fast"]
+    targets["fast"].why_not = lambda: "no compiler was there"
+    assert loading.load(artifact, target="auto")[0] is targets["reference"]
+
+
+def test_by_name_any_of_them(targets, artifact):
+    assert loading.load(artifact, target="private", x=1) == (
+        targets["private"],
+        "program",
+        "weights",
+        {"x": 1},
+    )
+
+
+def test_a_target_that_reads_the_artifact_itself_gets_it(targets):
+    artifact = Artifact(
+        path=None, manifest=None, program="program", config={}
+    )  # whose weights cannot be read
+    assert loading.load(artifact, target="fast", threads=2) == (targets["fast"], artifact, 2)
+
+
+def test_what_is_wrong_is_said(targets, artifact):
+    with pytest.raises(PluginError) as caught:
+        loading.load(artifact, target="fsat")
+    assert caught.value.hint == "did you mean 'fast'?"
+    with pytest.raises(PluginError) as caught:
+        loading.load(artifact, target="zzz")
+    assert caught.value.hint == "known: auto, reference, fast, absent, private"
+    with pytest.raises(OptpipeError, match="'fast' refuses its options"):
+        loading.load(artifact, target="fast", device="cuda")
