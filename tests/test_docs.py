@@ -82,7 +82,7 @@ def test_commands_and_pipelines_in_the_docs_are_right():
         for name, rest in re.findall(
             r"^ *optpipe ([a-z][a-z-]*)(.*)$", page.read_text(encoding="utf-8"), re.M
         ):
-            assert name in {*OWN, "generate"}, f"{page.name}: optpipe {name}"
+            assert name in {*OWN, "generate", "serve", "bench"}, f"{page.name}: optpipe {name}"
             pipeline = re.search(r"--passes (?:\"([^\"]*)\"|(\S+))", rest)
             text = (pipeline[1] or pipeline[2]) if pipeline else ""
             if pipeline and not any(it in text for it in EXAMPLES):

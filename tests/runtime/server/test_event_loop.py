@@ -1,0 +1,72 @@
+"""The event loop moves bytes, and leaves what takes time to other threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from optpipe_runtime.sampling import grammar
+from optpipe_runtime.server import prompts
+
+from .kit import LetterExecutor, serve
+from .test_chat import user
+
+LOOP = "server"  # the thread in which the kit runs the event loop
+
+
+def test_it_neither_parses_nor_renders_nor_tokenizes_nor_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: dict[str, set[str]] = {}
+
+    def spy(place: Any, name: str) -> None:
+        real = getattr(place, name)
+
+        def spied(*args: Any, **options: Any) -> Any:
+            threads.setdefault(name, set()).add(threading.current_thread().name)
+            return real(*args, **options)
+
+        monkeypatch.setattr(place, name, spied)
+
+    from optpipe_runtime.server.routes import chat, completions, tokens
+    from optpipe_runtime.server.token_text import TokenTexts
+    from optpipe_runtime.tokenizer import Tokenizer
+
+    for module in (chat, completions, tokens):
+        spy(module, "parse")
+    spy(prompts, "render_chat")
+    spy(Tokenizer, "encode")
+    spy(TokenTexts, "decode")
+    spy(grammar.GrammarCompiler, "compile")
+    with serve(LetterExecutor()) as served:
+        assert served.complete(["a", "b"], max_tokens=2, logprobs=1).status_code == 200
+        assert served.chat("a", max_tokens=2).status_code == 200
+        assert served.complete(max_tokens=2, structured_outputs={"regex": "[a-z]+"}).status_code == 200
+        assert served.complete(max_tokens=2, bad_words=["a"]).status_code == 200
+        assert served.post("/tokenize", {"messages": user("a")}).status_code == 200
+        assert served.post("/detokenize", {"tokens": [1]}).status_code == 200
+    assert set(threads) == {"parse", "render_chat", "encode", "decode", "compile"}
+    for name, found in threads.items():
+        assert LOOP not in found, name
+
+
+def test_others_are_served_while_a_thread_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    from optpipe_runtime.tokenizer import Tokenizer
+
+    real = Tokenizer.encode
+
+    def slow(self: Tokenizer, text: str, **options: Any) -> list[int]:
+        if text == "slow":
+            time.sleep(0.5)
+        return real(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", slow)
+    with serve(LetterExecutor()) as served:
+        thread = threading.Thread(target=served.complete, args=("slow",))
+        thread.start()
+        begun = time.monotonic()
+        assert served.get("/health").status_code == 200
+        assert served.complete(max_tokens=1).status_code == 200
+        assert time.monotonic() - begun < 0.4
+        thread.join()
