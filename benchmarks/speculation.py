@@ -39,12 +39,12 @@ from optpipe_runtime.speculation import (  # noqa: E402
 from tests.runtime.speculation.simulation import COSTS, LOADS, MS, RATES, simulate  # noqa: E402
 
 ARTICLE = (
-    "The lighthouse at Cape Arden was built in 1874 after three ships were lost in one winter. Its tower is 41 "
-    "metres tall and was painted white until 1902, when red bands were added so that sailors could see it "
+    "The lighthouse at Cape Arden was built in 1874 after three ships were lost in one winter. Its tower is "
+    "41 metres tall and was painted white until 1902, when red bands were added so that sailors could see it "
     "against the snow. The first keeper, Thomas Hale, lived there with his wife and five children for "
     "twenty-two years. He kept a diary of the weather, the ships that passed and the birds that struck the "
-    "glass at night. In 1931 the lamp was changed from oil to electric light, and in 1986 the last keeper left "
-    "the tower. Today a small museum in the keeper's house shows the old lamp, the diary and a model of the "
+    "glass at night. In 1931 the lamp was changed from oil to electric light, and in 1986 the last keeper "
+    "left the tower. Today a small museum in the keeper's house shows the old lamp, the diary and a model of the "
     "three lost ships."
 )
 
