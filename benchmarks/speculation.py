@@ -44,8 +44,8 @@ ARTICLE = (
     "against the snow. The first keeper, Thomas Hale, lived there with his wife and five children for "
     "twenty-two years. He kept a diary of the weather, the ships that passed and the birds that struck the "
     "glass at night. In 1931 the lamp was changed from oil to electric light, and in 1986 the last keeper "
-    "left the tower. Today a small museum in the keeper's house shows the old lamp, the diary and a model of the "
-    "three lost ships."
+    "left the tower. Today a small museum in the keeper's house shows the old lamp, the diary and a "
+    "model of the three lost ships."
 )
 
 CODE = """class Account:
