@@ -30,7 +30,8 @@ class EngineConfig:
         request_timeout: seconds from arrival after which a request is given up; None never does.
         stall_timeout: seconds without progress, with work to do, after which the engine is unhealthy.
         max_failures: failed steps in a row after which the engine is unhealthy.
-        speculation: the proposer of draft tokens: "none", "ngram", "suffix".
+        speculation: the proposer of draft tokens: "none", "ngram", "suffix", "draft".
+        draft_model: with "draft": the folder of an artifact of the same vocabulary.
         max_draft_tokens: draft tokens a sequence and step, at most.
         seed: from which requests without a seed get theirs; None takes a random one.
         sampler_threads: threads that share a step's sampling.
@@ -51,6 +52,7 @@ class EngineConfig:
     stall_timeout: float = 4.0
     max_failures: int = 3
     speculation: str = "none"
+    draft_model: str | None = None
     max_draft_tokens: int = 8
     seed: int | None = None
     sampler_threads: int = 2

@@ -97,6 +97,7 @@ class Engine:
             eos=stop_ids(opened.path, tokenizer),
             context=context_length(opened.path),
             model_name=Path(opened.path).resolve().name,
+            target=target,
         )
 
     @classmethod
@@ -124,6 +125,7 @@ class Engine:
         eos: Collection[int],
         context: int | None,
         model_name: str,
+        target: str = "auto",
     ) -> None:
         if executor.cache_spec is None:
             log.warning("the artifact has no `paged` pass: every token computes its whole sequence again")
@@ -140,11 +142,19 @@ class Engine:
         self._intake = Intake(sampler, tokenizer, self.eos, self.context_length, config.seed)
         self._gate = Gate(config.max_num_seqs, config.max_waiting)
         batch = Batch(memory.block_size, config.max_num_seqs, memory.num_blocks)
+        speculator = make_speculator(
+            config,
+            self.eos,
+            tokenizer=tokenizer,
+            vocab_size=executor.vocab_size,
+            cache_bytes=memory.cache,
+            target=target,
+        )
         self._loop = Loop(
             Scheduler(_scheduler_config(config, memory, rows)),
             Runner(executor, sampler, batch),
             batch,
-            make_speculator(config, self.eos),
+            speculator,
             self._gate,
             config,
         )

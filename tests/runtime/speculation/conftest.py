@@ -25,7 +25,7 @@ def make_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engin
     def make(
         executor: Any = None, speculator: Speculator | None = None, *, eos: Any = (), **config: Any
     ) -> Engine:
-        made = make_speculator if speculator is None else lambda *_: speculator
+        made = make_speculator if speculator is None else lambda *_, **__: speculator
         monkeypatch.setattr(engine_module, "make_speculator", made)
         tokenizer = config.pop("tokenizer", None)
         settings = EngineConfig(**{"num_blocks": BLOCKS, "seed": 1, **config})
