@@ -75,11 +75,13 @@ class MemoryNeeds:
         weights: bytes that the weights take once all were used.
         workspace: bytes that the largest step takes.
         free: bytes that its device has left for all of this and the cache; None for the machine's memory.
+        loaded: how many of ``weights`` are taken already, and so no part of what is free.
     """
 
     weights: int
     workspace: int
     free: int | None = None
+    loaded: int = 0
 
 
 class StepHandle(Protocol):

@@ -27,7 +27,7 @@ class MemoryPlan:
 
     Attributes:
         free: what there is.
-        weights: what weights will take; 0 for those that are in memory already.
+        weights: of all weights, also of those that are in memory already.
         workspace: what the largest step takes beside them.
         block_bytes: of one cache block over all layers.
         num_blocks: of the cache.
@@ -78,7 +78,7 @@ def plan_memory(
     needs = executor.memory(tokens=config.max_num_batched_tokens, rows=rows)
     there = next(it for it in (free, needs.free, free_memory()) if it is not None)
     size = executor.block_bytes(kv_dtype)
-    room = there - needs.weights - needs.workspace
+    room = there - (needs.weights - needs.loaded) - needs.workspace
     blocks = _blocks(config, max(room, 0), size)
     longest = min((it for it in (context, config.max_context) if it is not None), default=_LONGEST)
     if config.num_blocks is None:

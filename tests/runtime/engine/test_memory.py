@@ -65,9 +65,9 @@ def test_a_group_over_its_limit_leaves_nothing(tmp_path):
 class Sized(TapeExecutor):
     """Takes a thousand bytes a block, and some for weights and workspace."""
 
-    def __init__(self, weights=0, workspace=0, free=None):
+    def __init__(self, weights=0, workspace=0, free=None, loaded=0):
         super().__init__(block_size=16)
-        self.needs = MemoryNeeds(weights, workspace, free)
+        self.needs = MemoryNeeds(weights, workspace, free, loaded)
 
     def block_bytes(self, kv_dtype=None):
         return 1000
@@ -87,6 +87,11 @@ def test_a_share_is_of_what_weights_and_workspace_leave():
         "memory: weights 400.0 kB, workspace 100.0 kB, KV cache 200.0 kB (200 blocks of 16 tokens in i64, "
         "3200 tokens), of 1.0 MB free"
     )
+
+
+def test_weights_that_are_in_memory_take_no_more():
+    assert plan(Sized(400_000, loaded=400_000), free=1_000_000, kv_memory=0.5).num_blocks == 500
+    assert plan(Sized(400_000, loaded=100_000), free=1_000_000, kv_memory=0.5).num_blocks == 350
 
 
 def test_bytes_and_blocks():
