@@ -77,8 +77,8 @@ def _refusing(name: str, who: str, stateless: bool) -> Callable[..., None]:
 
 def _is_stateless(model: nn.Module) -> bool:
     """Whether every layer is attention by its config, and no module looks like it keeps a state."""
-    kinds = getattr(getattr(model, "config", None), "layer_types", None)
-    return bool(kinds) and all(kind in ATTENTION_LAYERS for kind in kinds) and not has_state(model)
+    kinds = getattr(getattr(model, "config", None), "layer_types", None) or ()
+    return len(kinds) > 0 and all(kind in ATTENTION_LAYERS for kind in kinds) and not has_state(model)
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def captured_masks(model: nn.Module) -> Iterator[None]:
     import transformers.masking_utils
 
     who = type(model).__name__
-    replacements = {name: _capturing(name, who) for name in MEANINGS}
+    replacements: dict[str, Callable[..., Any]] = {name: _capturing(name, who) for name in MEANINGS}
     replacements |= {name: _refusing(name, who, _is_stateless(model)) for name in REFUSED}
     homes = {sys.modules[type(part).__module__] for part in model.modules()} | {transformers.masking_utils}
     patterns = transformers.masking_utils.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING

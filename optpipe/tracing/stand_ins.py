@@ -32,7 +32,8 @@ def longcat_experts(
     gating: Gating = module._optpipe_gating
     routed = emit(gating, hidden_states, top_k_index, top_k_weights, module.gate_up_proj, module.down_proj)
     unchanged = (top_k_weights * (top_k_index >= module.num_routed_experts)).sum(-1, keepdim=True)
-    return routed + hidden_states * unchanged.to(hidden_states.dtype)
+    out: torch.Tensor = routed + hidden_states * unchanged.to(hidden_states.dtype)
+    return out
 
 
 def xmod_adapter(module: Any, lang_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
