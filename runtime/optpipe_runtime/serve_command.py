@@ -96,9 +96,9 @@ def command(model: str, **options: Any) -> int:
     from .server.listener import Listener
     from .server.logs import set_up
 
-    set_up(options["log_format"], options["log_level"])
     config = _server_config(model, options)
     with _open(model, options) as engine:
+        set_up(options["log_format"], options["log_level"])  # what the engine has logged so far is said below
         app = create_app(engine, config)
         _introduce(engine, config, options["host"])
         listener = Listener(app, config, options["host"], options["port"], _say_where(options["host"]))
@@ -167,22 +167,26 @@ def _open(model: str, options: dict[str, Any]) -> Engine:
 
 def _introduce(engine: Engine, config: ServerConfig, host: str) -> None:
     """Say what is served, from which memory, and to whom."""
-    click.echo(f"model: {config.model_name}, contexts of {engine.context_length} tokens", err=True)
+    _line("model", f"{config.model_name}, contexts of {engine.context_length} tokens")
     tokens, sequences = engine.config.max_num_batched_tokens, engine.config.max_num_seqs
-    click.echo(str(engine.memory), err=True)
-    click.echo(f"steps: {sequences} sequences at once, {tokens} tokens a step", err=True)
+    _line(*str(engine.memory).split(": ", 1))
+    _line("steps", f"{sequences} sequences at once, {tokens} tokens a step")
     count = len(config.api_keys)
     keys = "one key" if count == 1 else f"{count} keys"
     who = f"holders of {keys}" if count else "everybody who reaches it"
-    click.echo(f"open to: {who}", err=True)
+    _line("open to", who)
     if not config.api_keys and host not in LOOPBACK:
         warn(f"whoever reaches {host} can use this server; --api-key-file asks for a key")
+
+
+def _line(label: str, text: str) -> None:
+    click.echo(f"{click.style(label + ':', bold=True)} {text}", err=True)
 
 
 def _say_where(host: str) -> Callable[[int], None]:
     def started(port: int) -> None:
         place = f"[{host}]" if ":" in host else host
-        click.echo(f"listening: http://{place}:{port} (Ctrl-C drains, twice stops)", err=True)
+        _line("listening", f"http://{place}:{port} (Ctrl-C drains, twice stops)")
 
     return started
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 
 from optpipe.errors import CapacityError, EngineError, OptpipeError, RequestError, TimeLimitError
@@ -98,7 +98,7 @@ class Job:
         except OptpipeError as error:
             raise _refusal(error) from error
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncGenerator[Delta]:
         """All deltas as they come; ``index`` counts through all prompts' choices.
 
         Raises:

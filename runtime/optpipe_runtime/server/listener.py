@@ -81,9 +81,11 @@ def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
 
     class Protocol(H11Protocol):
         _overdue: asyncio.TimerHandle | None = None
+        _refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             if len(self.connections) >= most:
+                self._refused = True
                 transport.abort()
                 return
             super().connection_made(transport)
@@ -94,15 +96,15 @@ def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             if self._overdue is not None:
                 self._overdue.cancel()
-            if self.transport is not None:  # else it was refused
+            if not self._refused:
                 super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self.transport is not None:
+            if not self._refused:
                 super().data_received(data)
 
         def _no_headers(self) -> None:
-            if self.cycle is None:
+            if not self.cycle:
                 self.transport.abort()
 
         def send_400_response(self, msg: str) -> None:
