@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 @click.option(
     "--kv-dtype", default=None, help="How the cache stores numbers.  [default: the target's choice]"
 )
-@click.option("--speculation", default="none", help="Who drafts tokens: none, ngram or suffix.")
+@click.option("--speculation", default="none", help="Who drafts tokens: none, ngram, suffix or draft.")
+@click.option(
+    "--draft-model", default=None, help="With draft: an artifact of the same vocabulary.  [default: none]"
+)
 @click.option(
     "--passes", default=None, help="The pipeline, when MODEL has to be optimized first.  [default: paged]"
 )
@@ -126,6 +129,7 @@ def _open(artifact: Artifact, tokenizer: Tokenizer, prompt: int, options: Mappin
         max_context=length,
         kv_dtype=options["kv_dtype"],
         speculation=options["speculation"],
+        draft_model=options["draft_model"],
         request_timeout=None,
     )
     eos = stop_ids(artifact.path, tokenizer)

@@ -1,6 +1,8 @@
 """The reference target, on a real artifact: the same token wherever the choice is not within the noise."""
 
 import random
+import re
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +19,15 @@ LENGTH = 64
 
 
 @pytest.fixture(scope="module")
-def executor(tmp_path_factory):
+def artifact(tmp_path_factory):
     home = tmp_path_factory.mktemp("reference")
     optpipe.optimize(str(save_tiny("llama", home / "model")), output=home / "artifact", verify=False)
-    return optpipe.load(home / "artifact", target="auto")
+    return home / "artifact"
+
+
+@pytest.fixture(scope="module")
+def executor(artifact):
+    return optpipe.load(artifact, target="reference")
 
 
 @pytest.fixture
@@ -110,3 +117,15 @@ def test_scores_of_prompts_in_chunks(executor):
             found.append([it.logprob for it in engine.generate([asked], params)[0].prompt_logprobs[1:]])
     assert found[0] == pytest.approx(found[1], abs=NOISE)
     assert len(found[0]) == len(asked) - 1
+
+
+def test_the_page_about_embedding_runs(artifact, capsys):
+    page = (Path(__file__).parents[3] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    assert len(blocks) == 4
+    program = "\n".join(blocks).replace("build/smollm2", str(artifact))
+    exec(compile(program, "docs/embedding.md", "exec"), {"__name__": "embedding"})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("memory: weights")
+    assert "length" in printed[1]
+    assert printed[-2].startswith("True ")
