@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optpipe.errors import CapacityError, KernelError, RequestError
+from optpipe.errors import CapacityError
 from optpipe.targets.protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
 from optpipe.targets.steps import INPUTS, Done, check_step, check_tokens, one_sequence
 
@@ -134,9 +134,9 @@ class CpuExecutor:
         spec = self._plans.cache_spec
         found = {}
         for layer, (heads, keys, values) in enumerate(spec.layers):
-            for name, width in (("k_cache", keys), ("v_cache", values)):
-                external = External("cache", f"{name}.{layer}")
-                found[external] = cache_bytes(spec.block_size, heads, width, kv_dtype)
+            key, value = External("cache", f"k_cache.{layer}"), External("cache", f"v_cache.{layer}")
+            found[key] = cache_bytes(spec.block_size, heads, keys, kv_dtype, keys=True)
+            found[value] = cache_bytes(spec.block_size, heads, values, kv_dtype, keys=False)
         return found
 
     def _allocated(self, blocks: int) -> _Cache:
@@ -184,16 +184,3 @@ def _aligned(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The part of an array that begins at a cache line."""
     skip = -array.ctypes.data % ALIGNMENT
     return array[skip : len(array) - ALIGNMENT + skip]
-
-
-def choose_threads(cpus: Sequence[int] | None, threads: int | None) -> int:
-    """How many threads a pool gets.
-
-    Raises:
-        RequestError: fewer than one.
-    """
-    if threads is not None and threads < 1:
-        raise RequestError(f"The cpu target needs at least one thread, got {threads}.")
-    if cpus is not None and threads is not None and len(cpus) != threads:
-        raise KernelError(f"{threads} threads cannot be pinned to {len(cpus)} processors.")
-    return threads or (len(cpus) if cpus else 0)

@@ -70,7 +70,7 @@ def slice_(b: Builder, node: Node) -> None:
 
 
 @lowers("aten.select.int")
-def select(b: Builder, node: Node) -> None:
+def select_index(b: Builder, node: Node) -> None:
     """One index of one dimension."""
     x, index = b.view(node.args[0]), integer(node, 2, "index")
     dim = dimension(integer(node, 1, "dim"), x.rank)
@@ -278,17 +278,11 @@ def topk(b: Builder, node: Node) -> None:
     b.bind(node.results[1], indices)
 
 
-@lowers("aten.embedding")
-def embedding(b: Builder, node: Node) -> None:
-    """Rows of a table."""
-    _index_select(b, node, b.view(node.args[0]), 0, b.view(node.args[1]))
-
-
 @lowers("aten.index_select")
 def index_select(b: Builder, node: Node) -> None:
     """``index_select(x, ids, out) | dim``."""
     x = b.view(node.args[0])
-    _index_select(b, node, x, dimension(integer(node, 1, "dim"), x.rank), b.view(node.args[2]))
+    select(b, node, x, dimension(integer(node, 1, "dim"), x.rank), b.view(node.args[2]))
 
 
 @lowers("aten.index.Tensor")
@@ -298,7 +292,7 @@ def index(b: Builder, node: Node) -> None:
     given = [at for at, it in enumerate(indices) if it is not None]
     if len(given) != 1:
         raise Unsupported("an index by several tensors has no kernel")
-    _index_select(b, node, x, given[0], b.view(indices[given[0]]))
+    select(b, node, x, given[0], b.view(indices[given[0]]))
 
 
 @lowers("aten.gather")
@@ -310,7 +304,7 @@ def gather(b: Builder, node: Node) -> None:
     b.bind(node.results[0], out)
 
 
-def _index_select(b: Builder, node: Node, x: View, dim: int, ids: View) -> None:
+def select(b: Builder, node: Node, x: View, dim: int, ids: View) -> None:
     """x [A.., N, C..] by ids [I..] is [A.., I.., C..]; the kernel sees ids as one list."""
     out = b.new(node.results[0].type)
     flat = b.dense(ids)

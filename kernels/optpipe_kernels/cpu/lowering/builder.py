@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from optpipe.errors import KernelError
 from optpipe.program.dims import Dim
 from optpipe.program.program import Arg, Expr, Node, Program, Value, WeightRef
 from optpipe.program.types import TensorType
 
 from .extent import Extent, extent_of, over, product
 from .instruction import Instruction, Lowered, Segment, Step
-from .recipe import Plain, Recipe
+from .recipe import Experts, Linear, Plain, Recipe
 from .siblings import Siblings, find_siblings
 from .view import External, View, new_buffer, row_major
 
@@ -74,6 +75,23 @@ class Builder:
         stride = row_major(size)
         assert stride is not None, f"{size = } of a weight is fixed"
         return View(external, dtype, size, stride)
+
+    def packed(self, recipe: Linear | Experts) -> View:
+        """A weight of linear layers, as the bytes the kernels read."""
+        count = recipe.experts if isinstance(recipe, Experts) else 1
+        try:
+            size = recipe.form.bytes * count
+        except KernelError as error:
+            raise Unsupported(error.message) from None
+        return self.weight(recipe, "u8", (Extent(size),))
+
+    def stored(self, arg: Arg) -> View:
+        """As ``view``, but a weight in the dtype that it is stored in."""
+        if not isinstance(arg, WeightRef):
+            return self.view(arg)
+        weight = self.program.weights[arg.name]
+        kind = TensorType(weight.stored, weight.type.shape)
+        return self.weight(Plain(arg.name, known_dtype(kind)), kind.dtype, sizes(kind.shape))
 
     def new(self, kind: TensorType) -> View:
         """A buffer for a value of that type."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
-from optpipe.program.program import Arg, Node, Value, WeightRef
+from optpipe.program.program import Arg, Node, WeightRef
 
-from .builder import Builder, Unsupported, sizes
+from .aten_rules import select
+from .builder import Builder, Unsupported
 from .extent import Extent
 from .recipe import Experts, Joined, Linear, Matrix
 from .rules import argument, integer, lowers, number
@@ -61,11 +63,11 @@ def gated_act(b: Builder, node: Node) -> None:
         out = b.new(node.results[0].type)
         b.emit("gated_act", [gate, up], [out], (kind,))
     else:
-        recipe = replace(_recipe(b, group), interleaved=True)
+        recipe = replace(_recipe(b, group), gated=True)
         kernel, x = _input(b, group[0], recipe)
         half = recipe.rows // 2
         out = b.buffer("f32", (x.size[0], Extent(half)))
-        w = b.weight(recipe, "u8", (Extent(0),))
+        w = b.packed(recipe)
         ints = (half, recipe.inputs, recipe.bits, recipe.group, int(recipe.minimum), kind)
         b.emit(f"{kernel}_gated", [x, w, _biases(b, group, recipe)], [out, None], ints)
     b.bind(node.results[0], out)
@@ -81,7 +83,8 @@ def _recipe(b: Builder, group: list[Node]) -> Linear:
     bits = integer(first, 5, "bits")
     grids = [tuple(_weight(node, at) for at in (1, 2, 3)) for node in group]
     parts = tuple(Matrix(names, _rows_of(b, names[0])) for names in grids)
-    return Linear(parts, _columns_of(b, grids[0][0]) * 32 // bits, bits, integer(first, 6, "group"))
+    inputs = _columns_of(b, grids[0][0]) * 32 // bits
+    return Linear(parts, inputs, bits, integer(first, 6, "group"), _wide(b, grids))
 
 
 def _input(b: Builder, node: Node, recipe: Linear) -> tuple[str, View]:
@@ -92,7 +95,7 @@ def _input(b: Builder, node: Node, recipe: Linear) -> tuple[str, View]:
 
 def _multiply(b: Builder, kernel: str, x: View, recipe: Linear, bias: View | None, out: View) -> None:
     """``linear(x, w, bias?, residual?, out) | N K bits group minimum``."""
-    w = b.weight(recipe, "u8", (Extent(0),))
+    w = b.packed(recipe)
     ints = (recipe.rows, recipe.inputs, recipe.bits, recipe.group, int(recipe.minimum))
     b.emit(kernel, [x, w, bias, None], [out], ints)
 
@@ -103,7 +106,7 @@ def _biases(b: Builder, group: list[Node], recipe: Linear) -> View | None:
     if not any(names):
         return None
     parts = tuple((name, part.rows) for name, part in zip(names, recipe.parts, strict=True))
-    return b.weight(Joined(parts, recipe.interleaved), "f32", (Extent(recipe.rows),))
+    return b.weight(Joined(parts), "f32", (Extent(recipe.rows),))
 
 
 def _bias_name(node: Node) -> str | None:
@@ -121,14 +124,29 @@ def _float_bits(b: Builder, name: str | None) -> int:
 @lowers("optpipe.quant_embedding")
 def quant_embedding(b: Builder, node: Node) -> None:
     """Rows of a table in the linear kernels' packing, so that a tied head shares it."""
-    names = [_weight(node, at) for at in (1, 2, 3)]
+    names = tuple(_weight(node, at) for at in (1, 2, 3))
     bits, group = integer(node, 4, "bits"), integer(node, 5, "group")
     rows, inputs = _rows_of(b, names[0]), _columns_of(b, names[0]) * 32 // bits
-    recipe = Linear((Matrix(tuple(names), rows),), inputs, bits, group)
-    ids = b.rows(b.view(node.args[0]), 1).reshape(sizes(cast("Value", node.args[0]).type.shape))
+    recipe = Linear((Matrix(names, rows),), inputs, bits, group, _wide(b, [names]))
+    look_up(b, node, recipe, b.view(node.args[0]))
+
+
+@lowers("aten.embedding")
+def embedding(b: Builder, node: Node) -> None:
+    """Rows of a float table: a tied head's packed weight, or the table as it is stored."""
+    name, ids = _weight(node, 0), b.view(node.args[1])
+    if name is not None and name in b.siblings.heads:
+        rows, inputs = _rows_of(b, name), _columns_of(b, name)
+        look_up(b, node, Linear((Matrix((name,), rows),), inputs, _float_bits(b, name), 0), ids)
+        return
+    select(b, node, b.stored(node.args[0]), 0, ids)
+
+
+def look_up(b: Builder, node: Node, recipe: Linear, ids: View) -> None:
+    """``embedding(ids, w, out) | V K bits group minimum``."""
     out = b.new(node.results[0].type)
-    ints = (rows, inputs, bits, group, int(recipe.minimum))
-    b.emit("quant_embedding", [ids, b.weight(recipe, "u8", (Extent(0),))], [out], ints)
+    ints = (recipe.rows, recipe.inputs, recipe.bits, recipe.group, int(recipe.minimum))
+    b.emit("embedding", [ids, b.packed(recipe)], [out], ints)
     b.bind(node.results[0], out)
 
 
@@ -158,11 +176,19 @@ def add_rms_norm(b: Builder, node: Node) -> None:
 
 @lowers("optpipe.layer_norm")
 def layer_norm(b: Builder, node: Node) -> None:
-    """``layer_norm(x, w?, bias?, out?, outq?) | | eps``."""
+    """``layer_norm(x, w?, bias?, out?, outq?) | | eps``; factors of several dimensions come afterwards."""
     x, out = b.view(node.args[0]), b.new(node.results[0].type)
     weight, bias = _optional(b, node, 1, "weight"), _optional(b, node, 2, "bias")
     floats = (number(argument(node, 3, "eps")),)
-    b.emit("layer_norm", [_last_dense(b, x), weight, bias], [out, None], (), floats)
+    inside = [it if it is None or it.rank == 1 else None for it in (weight, bias)]
+    if weight is not None and weight.rank > 1:
+        inside[1] = None  # the bias is added to the product
+    b.emit("layer_norm", [_last_dense(b, x), *inside], [out, None], (), floats)
+    for kernel, factor, done in zip(("mul", "add"), (weight, bias), inside, strict=True):
+        if factor is not None and done is None:
+            spread, scaled = factor.expand(out.size), b.new(node.results[0].type)
+            b.emit(kernel, [out, spread], [scaled])
+            out = scaled
     b.bind(node.results[0], out)
 
 
@@ -231,7 +257,9 @@ def quant_moe(b: Builder, node: Node) -> None:
     for at in (3, 6):
         names = tuple(_weight(node, at + i) for i in range(3))
         count, rows, words = cast("tuple[int, int, int]", b.program.weights[str(names[0])].type.shape)
-        recipes.append(Experts(Matrix(names, rows), count, words * 32 // bits, bits, group))
+        recipes.append(
+            Experts(Matrix(names, rows), count, words * 32 // bits, bits, group, _wide(b, [names]))
+        )
     _routed(b, node, recipes, (9, 10), ("kind", "gated", "interleaved", "limit", "alpha", "up_offset"), 13)
 
 
@@ -247,7 +275,7 @@ def _routed(
     defaults: dict[str, Arg] = {"gated": True, "interleaved": False, "up_offset": 0.0}
     said = {name: argument(node, at + k, name, defaults.get(name)) for k, name in enumerate(names)}
     x, experts, weights = (b.dense(b.view(arg)) for arg in node.args[:3])
-    packed = [b.weight(recipe, "u8", (Extent(0),)) for recipe in recipes]
+    packed = [b.packed(recipe) for recipe in recipes]
     bias = [_optional(b, node, biases[0], "gate_up_bias"), _optional(b, node, biases[1], "down_bias")]
     ints = (
         first.experts, first.inputs, second.inputs, second.matrix.rows, first.bits, first.group,
@@ -285,6 +313,12 @@ def _columns_of(b: Builder, name: str | None) -> int:
     if name is None:
         raise Unsupported("a weight is computed")
     return cast("int", b.program.weights[name].type.shape[1])
+
+
+def _wide(b: Builder, grids: Sequence[tuple[str | None, ...]]) -> bool:
+    """Whether a scale or a minimum is stored as more than float16."""
+    names = [name for grid in grids for name in grid[1:] if name is not None]
+    return any(b.program.weights[name].stored != "f16" for name in names)
 
 
 def _optional(b: Builder, node: Node, index: int, name: str) -> View | None:

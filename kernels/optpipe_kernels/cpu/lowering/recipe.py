@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..pack import Form
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -21,7 +23,6 @@ class Joined:
     """Vectors [N1], [N2], … end to end in float32; a name of None stands for zeros of that length."""
 
     parts: tuple[tuple[str | None, int], ...]
-    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Matrix:
     rows: int
     transposed: bool = False
 
+    @property
+    def minimum(self) -> bool:
+        """Whether the grid has a float minimum."""
+        return len(self.names) == 3 and self.names[2] is not None
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -48,14 +54,16 @@ class Linear:
         inputs: K.
         bits: 4, 8, or 16 and 32 for bfloat16 and float32 weights.
         group: inputs a scale; −1 for one scale a row; 0 for float weights.
-        interleaved: rows n and n + N/2 stand next to each other: gate and up.
+        wide: scales are float32.
+        gated: the first half of all rows gates the second.
     """
 
     parts: tuple[Matrix, ...]
     inputs: int
     bits: int
     group: int
-    interleaved: bool = False
+    wide: bool = False
+    gated: bool = False
 
     @property
     def rows(self) -> int:
@@ -65,7 +73,13 @@ class Linear:
     @property
     def minimum(self) -> bool:
         """Whether the grid has a float minimum."""
-        return len(self.parts[0].names) == 3 and self.parts[0].names[2] is not None
+        return self.parts[0].minimum
+
+    @property
+    def form(self) -> Form:
+        """What the packed bytes hold."""
+        rows = self.rows // 2 if self.gated else self.rows
+        return Form(rows, self.inputs, self.bits, self.group, self.minimum, self.wide, self.gated)
 
 
 @dataclass(frozen=True)
@@ -77,11 +91,17 @@ class Experts:
     inputs: int
     bits: int
     group: int
+    wide: bool = False
 
     @property
     def minimum(self) -> bool:
         """Whether the grid has a float minimum."""
-        return len(self.matrix.names) == 3 and self.matrix.names[2] is not None
+        return self.matrix.minimum
+
+    @property
+    def form(self) -> Form:
+        """What the packed bytes of one expert hold."""
+        return Form(self.matrix.rows, self.inputs, self.bits, self.group, self.minimum, self.wide)
 
 
 Recipe = Plain | Joined | Linear | Experts

@@ -24,12 +24,14 @@ class Siblings:
         follower: the others of a group.
         gated: a ``gated_act`` → its linear layers: gate and up, or one that holds both.
         silent: nodes that a ``gated_act`` does.
+        heads: weights of linear layers, which an embedding may share.
     """
 
     joint: dict[str, list[Node]] = field(default_factory=dict)
     follower: set[str] = field(default_factory=set)
     gated: dict[str, list[Node]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    heads: set[str] = field(default_factory=set)
 
 
 def find_siblings(program: Program) -> Siblings:
@@ -39,6 +41,8 @@ def find_siblings(program: Program) -> Siblings:
     uses = Counter(arg.name for node in program.nodes for arg in node.operands() if isinstance(arg, Value))
     uses.update(value.name for value in program.outputs)
     for node in program.nodes:
+        if node.op == "aten.linear" and isinstance(node.args[1], WeightRef):
+            found.heads.add(node.args[1].name)
         if node.op == "optpipe.gated_act":
             _find_gated(found, node, makers, uses)
     groups: dict[tuple[object, ...], list[Node]] = defaultdict(list)

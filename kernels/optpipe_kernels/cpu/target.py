@@ -1,0 +1,116 @@
+"""The ``cpu`` target: an artifact, its plan, its packed weights and a pool of threads become an executor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optpipe.errors import ArtifactError, RequestError
+from optpipe.program.program import Program
+
+from .executor import CpuExecutor
+from .library import Pool, find, library
+from .lowering import lower
+from .pack import quantized_bytes
+from .tensors import map_tensors
+from .weights import cached_weights, pack_weights
+
+if TYPE_CHECKING:
+    from optpipe.artifact import Artifact
+    from optpipe.weights.store import Weights
+
+
+class CpuTarget:
+    """``--target cpu``."""
+
+    name = "cpu"
+
+    def why_not(self) -> str | None:
+        """Why it cannot run here, or None when it can."""
+        return None if find() is not None else "optpipe was installed without its CPU kernels"
+
+    def load_artifact(self, artifact: Artifact, **options: Any) -> CpuExecutor:
+        """An executor of an artifact, without torch; its packed weights come from the cache folder.
+
+        Options:
+            threads: of the pool, the caller's included; by default one a physical core that may be used.
+            cpus: processors to pin them to, one a thread.
+
+        Raises:
+            ArtifactError: it is not paged, or a weight is missing.
+            KernelError: the library is missing, or does not fit.
+        """
+        pool = _pool(**options)
+        tensors: dict[str, NDArray[Any]] = {}
+        for name in artifact.manifest.files:
+            if name.endswith(".safetensors"):
+                tensors.update(map_tensors(artifact.path / name))
+        recipes = lower(artifact.program, quantized_bytes).weights
+
+        def read(name: str) -> NDArray[Any]:
+            if name not in tensors:
+                raise ArtifactError(f"The artifact '{artifact.path}' lacks the weight '{name}' of its graph.")
+            return tensors[name]
+
+        weights = cached_weights(recipes, read, _content(artifact), cache_folder(), pool)
+        return _executor(artifact.program, weights, pool)
+
+    def load(self, program: Program, weights: Weights, **options: Any) -> CpuExecutor:
+        """An executor of a program and its weights, packed in memory; options as for an artifact."""
+        pool = _pool(**options)
+        recipes = lower(program, quantized_bytes).weights
+        packed = pack_weights(recipes, lambda name: _numpy(weights[name].load()), pool)
+        return _executor(program, packed, pool)
+
+
+def _executor(program: Program, weights: dict[Any, NDArray[Any]], pool: Pool) -> CpuExecutor:
+    def plans(kv_dtype: str) -> Any:
+        return lower(program, quantized_bytes, kv_dtype)
+
+    return CpuExecutor(plans, weights, library(), pool)
+
+
+def _content(artifact: Artifact) -> str:
+    """What tells this artifact from every other: the hashes of its files."""
+    return "\n".join(f"{name} {entry.sha256}" for name, entry in sorted(artifact.manifest.files.items()))
+
+
+def _pool(*, threads: int | None = None, cpus: Sequence[int] | None = None) -> Pool:
+    if threads is not None and threads < 1:
+        raise RequestError(f"The cpu target needs at least one thread, got {threads}.")
+    return Pool(library(), threads or (len(cpus) if cpus else physical_cores()), cpus)
+
+
+def physical_cores() -> int:
+    """Physical cores among the processors that this process may use."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+        try:
+            cores.add((topology / "thread_siblings_list").read_text())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+def cache_folder() -> Path:
+    """Where packed weights are kept: OPTPIPE_CACHE, else optpipe's folder in the user's cache."""
+    named = os.environ.get("OPTPIPE_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optpipe"
+
+
+def _numpy(tensor: Any) -> NDArray[Any]:
+    """A torch tensor as an array; bfloat16 as its bits."""
+    import torch
+
+    whole = tensor.contiguous()
+    if whole.dtype == torch.bfloat16:
+        return np.asarray(whole.view(torch.int16).numpy().view(np.uint16))
+    return np.asarray(whole.numpy())

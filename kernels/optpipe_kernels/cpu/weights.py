@@ -1,0 +1,183 @@
+"""The weights of a plan: made from the artifact's once, kept packed in the user's cache folder, then mapped.
+
+    <cache>/cpu/<key>/weights.bin    every weight at a multiple of 64 bytes
+    <cache>/cpu/<key>/index.json     {name: [offset, bytes, dtype, shape]}
+
+The key is a hash of the artifact's content, of the layout and of the recipes, so another artifact, another
+version of the kernels or another fusion has another folder. The bytes are the same for every instruction set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optpipe.errors import ArtifactError
+
+from .library import Pool
+from .lowering.recipe import Experts, Joined, Linear, Matrix, Plain, Recipe
+from .lowering.view import External
+from .pack import LAYOUT, Bytes, aligned_zeros, pack
+from .pack import Matrix as Stored
+
+Read = Callable[[str], NDArray[Any]]
+"""A weight of the artifact by name, as it is stored; bfloat16 as uint16."""
+
+Packed = dict[External, NDArray[Any]]
+
+_NUMPY = {"f32": "float32", "bf16": "uint16", "f16": "float16", "i64": "int64", "i32": "int32", "i8": "int8"}
+_NUMPY |= {"u8": "uint8", "bool": "bool"}
+_ALIGNMENT = 64
+
+
+def pack_weights(recipes: Mapping[External, Recipe], read: Read, pool: Pool | None = None) -> Packed:
+    """Every weight, in memory."""
+    return {external: make(recipe, read, pool) for external, recipe in recipes.items()}
+
+
+def cached_weights(
+    recipes: Mapping[External, Recipe], read: Read, content: str, folder: Path, pool: Pool | None = None
+) -> Packed:
+    """Every weight, mapped from the cache folder; packed into it first when they are not there.
+
+    Args:
+        content: tells the artifact from every other.
+        folder: the cache folder; when it cannot be written to, the weights stay in memory.
+    """
+    place = folder / "cpu" / _key(recipes, content)
+    found = _mapped(place, recipes)
+    if found is not None:
+        return found
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=".packing-"))
+    except OSError:
+        return pack_weights(recipes, read, pool)
+    try:
+        _write(scratch, recipes, read, pool)
+        _rename(scratch, place)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    found = _mapped(place, recipes)
+    if found is None:
+        raise ArtifactError(
+            f"The packed weights in '{place}' cannot be read back.", hint="delete that folder"
+        )
+    return found
+
+
+def make(recipe: Recipe, read: Read, pool: Pool | None = None) -> NDArray[Any]:
+    """One weight of the plan."""
+    if isinstance(recipe, Plain):
+        return _as(read(recipe.name), recipe.dtype)
+    if isinstance(recipe, Joined):
+        parts = [np.zeros(size, np.float32) if name is None else read(name) for name, size in recipe.parts]
+        return np.concatenate([_as(part, "f32") for part in parts])
+    if isinstance(recipe, Linear):
+        stored = [_matrix(part, read, recipe.bits) for part in recipe.parts]
+        if recipe.gated and len(stored) == 1:
+            stored = _halves(stored[0])
+        return pack(stored, recipe.inputs, recipe.bits, recipe.group, gated=recipe.gated, pool=pool)
+    return _experts(recipe, read, pool)
+
+
+def _experts(recipe: Experts, read: Read, pool: Pool | None) -> Bytes:
+    each = recipe.form.bytes
+    blob = aligned_zeros(each * recipe.experts)
+    stacks = [None if name is None else read(name) for name in recipe.matrix.names]
+    for e in range(recipe.experts):
+        parts = [None if stack is None else stack[e] for stack in stacks]
+        matrix = _stored(parts, recipe.bits, recipe.matrix.transposed)
+        out = blob[e * each : (e + 1) * each]
+        pack([matrix], recipe.inputs, recipe.bits, recipe.group, out=out, pool=pool)
+    return blob
+
+
+def _matrix(part: Matrix, read: Read, bits: int) -> Stored:
+    return _stored([None if name is None else read(name) for name in part.names], bits, part.transposed)
+
+
+def _stored(arrays: list[NDArray[Any] | None], bits: int, transposed: bool) -> Stored:
+    weight, *grid = arrays
+    assert weight is not None, "a matrix has a weight"
+    if bits in (16, 32):
+        weight = _as(weight.T if transposed else weight, "bf16" if bits == 16 else "f32")
+    return Stored(weight, *grid)
+
+
+def _halves(whole: Stored) -> list[Stored]:
+    half = whole.weight.shape[0] // 2
+    return [
+        Stored(*(None if it is None else it[part] for it in (whole.weight, whole.scale, whole.minimum)))  # type: ignore[arg-type]
+        for part in (slice(0, half), slice(half, None))
+    ]
+
+
+def _as(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """In another dtype; bfloat16 travels as uint16 and widens exactly."""
+    if array.dtype == np.uint16 and dtype != "bf16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(array, dtype=_NUMPY[dtype])
+
+
+def _key(recipes: Mapping[External, Recipe], content: str) -> str:
+    text = "\n".join([content, str(LAYOUT), *sorted(external.name for external in recipes)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _write(folder: Path, recipes: Mapping[External, Recipe], read: Read, pool: Pool | None) -> None:
+    index = {}
+    with (folder / "weights.bin").open("wb") as file:
+        for external, recipe in recipes.items():
+            array = make(recipe, read, pool)
+            _pad(file)
+            index[external.name] = [file.tell(), array.nbytes, array.dtype.name, list(array.shape)]
+            file.write(array.data)
+        _pad(file)
+        file.flush()
+        os.fsync(file.fileno())
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(b"\0" * (-file.tell() % _ALIGNMENT))
+
+
+def _rename(scratch: Path, place: Path) -> None:
+    """Give the folder its name; another process may have been first."""
+    try:
+        scratch.rename(place)
+    except OSError:
+        if not place.is_dir():
+            raise
+
+
+def _mapped(place: Path, recipes: Mapping[External, Recipe]) -> Packed | None:
+    """What is in the cache folder, or None when it is not there, or is not all there."""
+    try:
+        index = json.loads((place / "index.json").read_text())
+        raw = np.memmap(place / "weights.bin", np.uint8, mode="r")
+        return dict(_arrays(index, raw, recipes))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _arrays(
+    index: Mapping[str, Any], raw: NDArray[np.uint8], recipes: Mapping[External, Recipe]
+) -> Iterator[tuple[External, NDArray[Any]]]:
+    for external in recipes:
+        offset, size, dtype, shape = index[external.name]
+        if not 0 <= offset <= offset + size <= len(raw) or offset % _ALIGNMENT:
+            raise ValueError("the index and the weights disagree")
+        part = np.frombuffer(raw, np.dtype(dtype), math.prod(shape), offset)
+        yield external, part.reshape(shape)
