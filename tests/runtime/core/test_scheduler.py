@@ -9,6 +9,7 @@ import pytest
 
 from optpipe.errors import CapacityError, RequestError
 from optpipe_runtime.core import Outcome, Sequence, Status
+from optpipe_runtime.core.prefix_cache import PrefixCache
 
 from .driving import answer, lengths, prompt, scheduler, step
 
@@ -148,6 +149,17 @@ def test_a_better_priority_takes_the_place_of_a_running_one() -> None:
     assert plan.preempted == (1,) and lengths(plan) == {3: 1, 0: 1}
 
 
+def test_only_those_after_it_make_way() -> None:
+    books = scheduler(num_blocks=8, watermark=0, policy="priority")
+    for number, priority in enumerate((0, 2)):
+        books.add(Sequence(number, prompt(17), max_len=30, priority=priority))
+        step(books)
+    assert books.stats().blocks_used == 6  # four of them are shared
+    books.add(Sequence(2, prompt(16, 50), max_len=19, priority=1))
+    plan = step(books)  # the last in line gives up one block of its own; one more is missing
+    assert plan.preempted == (1,) and lengths(plan) == {0: 1}
+
+
 def test_an_equal_priority_takes_nobody_s_place() -> None:
     books = scheduler(max_num_seqs=1, policy="priority")
     books.add(Sequence(0, [0], max_len=30, arrival=0, priority=1))
@@ -251,6 +263,43 @@ def test_a_waiting_sequence_that_shares_a_running_one_s_prompt_is_admitted_once_
     assert lengths(step(books)) == {0: 1, 1: 4}  # five can
 
 
+def test_who_was_refused_is_admitted_when_another_ends() -> None:
+    books = scheduler(num_blocks=8, watermark=0)
+    for number, length in enumerate((9, 9, 9)):
+        books.add(Sequence(number, prompt(length, 50 * number), max_len=12, arrival=number))
+    assert [lengths(step(books)) for _ in range(2)] == [{0: 9, 1: 9}, {0: 1, 1: 1}]
+    books.abort(1)
+    assert lengths(step(books)) == {0: 1, 2: 9}
+
+
+def test_who_was_refused_is_admitted_when_more_of_it_is_cached() -> None:
+    books = scheduler(num_blocks=8, watermark=0, max_num_batched_tokens=13)
+    books.add(Sequence(0, prompt(4, 50), max_len=30, arrival=0))
+    step(books)
+    for number in (1, 2):
+        books.add(Sequence(number, prompt(19), max_len=22, arrival=number))
+    assert lengths(step(books)) == {0: 1, 1: 12}
+    assert lengths(step(books)) == {0: 1, 1: 7}  # of five blocks three are cached, and only one is free
+    assert lengths(step(books)) == {0: 1, 1: 1, 2: 3}  # now four are cached, and nobody has ended
+
+
+def test_a_refused_prompt_is_not_looked_up_again_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[int] = []
+    find = PrefixCache.find
+
+    def counting(cache: PrefixCache, sequence: Sequence) -> list[int]:
+        looked_up.append(sequence.id)
+        return find(cache, sequence)
+
+    monkeypatch.setattr(PrefixCache, "find", counting)
+    books = scheduler(num_blocks=8, watermark=0)
+    books.add(Sequence(0, prompt(9), max_len=20, arrival=0))
+    books.add(Sequence(1, prompt(25, 50), max_len=30, arrival=1))
+    for _ in range(8):
+        step(books, {0: [1, 2, 3]})
+    assert looked_up == [0, 1]
+
+
 def test_drafts_run_after_the_known_token_and_rejected_ones_leave_nothing_behind() -> None:
     books = scheduler()
     one = Sequence(0, prompt(3), max_len=40)
@@ -315,9 +364,14 @@ def test_drafts_cost_nobody_a_block() -> None:
 
 
 def test_drafts_of_a_sequence_inside_its_prompt_are_left_out() -> None:
-    books = scheduler(max_num_batched_tokens=4)
-    books.add(Sequence(0, prompt(6), max_len=30))
-    assert lengths(step(books, {0: [1], 99: [1]})) == {0: 4}
+    books = scheduler(num_blocks=4, watermark=0, max_logit_rows=4, policy="priority")
+    books.add(Sequence(1, prompt(3, 50), max_len=12, priority=1))
+    step(books)
+    books.add(Sequence(0, prompt(12), max_len=14, priority=0, prompt_rows=True))
+    assert [lengths(step(books, {0: [1], 99: [1]})) for _ in range(2)] == [{0: 3, 1: 1}] * 2
+    assert lengths(step(books)) == {0: 2, 1: 1}  # what its second block holds: fewer rather than preempt
+    plan = step(books, {0: [1]})  # the row that was kept for the preempted one is left over
+    assert plan.preempted == (1,) and lengths(plan) == {0: 3}
 
 
 def test_logits_of_the_prompt_are_handed_out_once_each() -> None:
@@ -341,6 +395,16 @@ def test_logits_of_the_prompt_are_handed_out_once_each() -> None:
                 rows += range(end - part.rows, end)
     assert books.stats().preemptions == 1
     assert rows == list(range(11))  # 9 of the prompt, the last of them sampled, and 2 more samples
+
+
+def test_what_was_scored_before_a_preemption_needs_no_rows_again() -> None:
+    books = scheduler(max_logit_rows=2)
+    books.add(Sequence(0, prompt(12), max_len=14, prompt_rows=True))
+    for _ in range(3):
+        assert lengths(step(books)) == {0: 2}
+    books.reset()
+    part = step(books).steps[0]
+    assert (len(part.tokens), part.rows) == (8, 2)
 
 
 def test_a_prompt_may_be_scored_without_generating() -> None:
