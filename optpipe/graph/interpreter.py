@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from ..dialect import body_of, quant_linear
+from ..dialect.op import accumulator
 from ..weights.cache import WeightCache
 from ..weights.store import Weights
 from . import streamed
@@ -87,21 +88,32 @@ class Interpreter:
             if is_call(node, aten.linear):
                 return streamed.linear(args[0], weight, args[2] if len(args) > 2 else None)
             return streamed.embedding(weight, args[1], self._compute_dtype(value(table).dtype))
-        if self._keeps_values(node):
-            return quant_linear.product(args[0], self._values(node, args, kwargs), _bias(args, kwargs))
+        if self._reads_packed(node):
+            return self._quant_linear(node, args, kwargs)
         return self._bodies[node](*self._dtypes(args), **self._dtypes(kwargs))
 
-    def _keeps_values(self, node: fx.Node) -> bool:
-        stored = is_call(node, torch.ops.optpipe.quant_linear) and args_of(node)[1].op == "get_attr"
-        return self.cache is not None and stored
+    def _reads_packed(self, node: fx.Node) -> bool:
+        return is_call(node, torch.ops.optpipe.quant_linear) and args_of(node)[1].op == "get_attr"
 
-    def _values(self, node: fx.Node, args: Any, kwargs: Any) -> torch.Tensor:
-        """A packed weight's values: the first half of ``quant_linear``'s body, kept like other weights."""
-        assert self.cache is not None, "kept values need a cache"
-        wide = torch.promote_types(args[0].dtype, torch.float32)
+    def _quant_linear(self, node: fx.Node, args: Any, kwargs: Any) -> torch.Tensor:
+        """The op's body in two halves: values, which are kept like other weights, and their product.
+
+        A large weight goes through by rows, whether its values can be kept or not.
+        """
+        x, packed, scale = args[:3]
         minimum = args[3] if len(args) > 3 else kwargs.get("minimum")
-        make = functools.partial(quant_linear.dequantize, args[1], args[2], minimum, kwargs["bits"], wide)
-        return self.cache.derived(self.weights[str(args_of(node)[1].target)], ("values", wide), make)
+        bits, wide = kwargs["bits"], accumulator(x)
+        weight, how = self.weights[str(args_of(node)[1].target)], ("values", wide)
+        size = packed.numel() * (32 // bits) * wide.itemsize
+        large = size > streamed.STREAM_BYTES
+        values = None
+        if not large or (self.cache is not None and self.cache.keeps(weight, how, size)):
+            make = functools.partial(quant_linear.dequantize, packed, scale, minimum, bits, wide)
+            values = make() if self.cache is None else self.cache.derived(weight, how, make)
+        if large:
+            return streamed.quant_linear(x, packed, scale, minimum, _bias(args, kwargs), bits, values)
+        assert values is not None, "small weights have values"
+        return quant_linear.product(x, values, _bias(args, kwargs))
 
     def _load(self, node: fx.Node) -> torch.Tensor | None:
         if node in self._deferred:

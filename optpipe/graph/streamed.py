@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..dialect.op import accumulator
+from ..dialect.quant_linear import dequantize, product
 from ..weights.store import LazyWeight
 
 SLAB_BYTES = 64 << 20  # of widened weight at once
@@ -35,6 +37,38 @@ def linear(x: torch.Tensor, weight: LazyWeight, bias: torch.Tensor | None) -> to
         index = torch.arange(begin, min(begin + step, rows))
         out[..., begin : begin + step] = F.linear(x, weight.rows(index).to(x))
     return out if bias is None else out + bias.to(x)
+
+
+def quant_linear(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    minimum: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    bits: int,
+    values: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``quant_linear``'s body with the weight widened by rows; the same slabs, and bits, as :func:`linear`.
+
+    Args:
+        values: the weight's values [N, K] where they are known already.
+
+    Returns:
+        [..., N] in ``x``'s dtype.
+    """
+    wide = accumulator(x)
+    rows, columns = packed.shape[0], packed.shape[1] * 32 // bits
+    step = max(SLAB_BYTES // (columns * wide.itemsize), 1)
+    out = x.new_empty((*x.shape[:-1], rows))
+    for begin in range(0, rows, step):
+        part = slice(begin, begin + step)
+        if values is None:
+            lowest = None if minimum is None else minimum[part]
+            slab = dequantize(packed[part], scale[part], lowest, bits, wide)
+        else:
+            slab = values[part]
+        out[..., part] = product(x, slab, None if bias is None else bias[part])
+    return out
 
 
 def embedding(weight: LazyWeight, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

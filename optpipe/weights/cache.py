@@ -44,6 +44,10 @@ class WeightCache:
             self._kept[key] = (weight, tensor)  # the weight too, so that its id stays its own
         return tensor
 
+    def keeps(self, weight: LazyWeight, how: Hashable, size: int) -> bool:
+        """Whether :meth:`derived` has this, or would keep it, at ``size`` bytes."""
+        return (id(weight), how) in self._kept or size <= self._left
+
     def retain(self, weights: Iterable[LazyWeight]) -> None:
         """Let go of everything made of other weights than these."""
         wanted = {id(weight) for weight in weights}

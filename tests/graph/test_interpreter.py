@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 
+from optpipe.dialect.quant_linear import dequantize
 from optpipe.graph import streamed
 from optpipe.graph.interpreter import Interpreter
 from optpipe.program import parse_program, to_fx
@@ -159,3 +160,41 @@ def test_tied_names_may_share_one_weight():
     one = TensorWeight(torch.full((8,), 3.0))
     found = Interpreter(gm, Weights({"a": one, "b": one})).run({"x": torch.ones(2, 8)})
     assert found.eq(9).all()
+
+
+PACKED = """
+    optpipe.program 1
+    input %x: f32[T, 8]
+    weight @packed: i32[9, 1] stored i32
+    weight @scale: f32[9, 2] stored f32
+    weight @minimum: f32[9, 2] stored f32
+    weight @b: f32[9] stored f32
+    %0: f32[T, 9] = optpipe.quant_linear(%x, @packed, @scale, MINIMUM, @b, bits=4, group=4)
+    return %0
+"""
+
+
+@pytest.mark.parametrize("minimum", ["@minimum", "None"])
+def test_a_large_packed_matrix_is_widened_by_rows_and_gives_the_same_bits_when_it_is_kept(
+    minimum, monkeypatch
+):
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(-(2**31), 2**31, (9, 1), generator=generator, dtype=torch.int64).to(torch.int32)
+    rest = {"scale": (9, 2), "minimum": (9, 2), "b": (9,)}
+    stored = {name: TensorWeight(torch.randn(*size, generator=generator)) for name, size in rest.items()}
+    weights = Weights({"packed": TensorWeight(words), **stored})
+    x = torch.randn(5, 8, generator=generator)
+    gm = graph(PACKED.replace("MINIMUM", minimum))
+    whole = Interpreter(gm, weights).run({"x": x})
+    widened = []
+    monkeypatch.setattr(streamed, "STREAM_BYTES", 100)
+    monkeypatch.setattr(streamed, "SLAB_BYTES", 64)
+    monkeypatch.setattr(
+        streamed, "dequantize", lambda *given: widened.append(len(given[0])) or dequantize(*given)
+    )
+    by_rows = Interpreter(gm, weights, cache=WeightCache(200)).run({"x": x})
+    assert widened == [2, 2, 2, 2, 1], "the nine rows have 288 bytes, more than the cache takes"
+    torch.testing.assert_close(by_rows, whole, **tolerance("float32"))
+    kept = Interpreter(gm, weights, cache=WeightCache(1000)).run({"x": x})
+    assert len(widened) == 5
+    assert torch.equal(kept, by_rows)
