@@ -8,6 +8,7 @@
 #include "ops/linear.h"
 #include "ops/argmax.h"
 #include "ops/topk.h"
+#include "ops/machine.h"
 
 static const Entry TABLE[] = {
     {"argmax", argmax, check_argmax},
@@ -20,6 +21,9 @@ static const Entry TABLE[] = {
     {"linear_gated", linear_gated, check_linear_gated},
     {"linear_argmax", linear_argmax, check_linear_argmax},
     {"topk", topk, check_topk},
+    {"machine_read", machine_read, check_machine_read},
+    {"machine_dots", machine_dots, check_machine},
+    {"machine_fmas", machine_fmas, check_machine},
 };
 
 extern const Entry *const table;

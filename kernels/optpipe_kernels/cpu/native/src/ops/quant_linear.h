@@ -5,100 +5,105 @@
  *
  * b blocks of 32 inputs, c and s the quantized rows (quantize.h), u S M the packed weight (packed.h), f an activation
  * (vec/math.h). out [T, N] f32, may be residual itself. Equals the dialect's quant_linear on the rounded rows; the inner
- * sums are exact in int32 at every level, the outer ones fused multiply-adds in the order of b (with groups wider
- * than a block: in the order of b within a group, then of groups).
+ * sums are exact in int32 at every level, the outer ones fused multiply-adds in the order of b.
  *
  * Bytes: N·K·bits/8 + scales once per ROWS rows in the second-level cache, once in all from memory up to `chunk` rows.
  * Source of the layout and of unsigned codes without a sign trick: VPDPBUSD multiplies unsigned by signed bytes.
  */
 #if defined(__AVX512F__)
-enum { QUANT_ROWS = 8 }; /* 8 sums of int32, 8 of float and a tile's codes in 32 registers */
+enum { QUANT_ROWS = 6, QUANT_TILES = 2 }; /* 12 sums of int32, 12 of float, codes and a quad in 32 registers */
 #elif defined(__AVX2__)
-enum { QUANT_ROWS = 4 };
+enum { QUANT_ROWS = 4, QUANT_TILES = 1 }; /* half a tile at a time: 4 and 4 in 16 registers */
 #else
-enum { QUANT_ROWS = 2 };
+enum { QUANT_ROWS = 2, QUANT_TILES = 1 };
 #endif
 
-/* R rows against one tile. WIDE: scales hold for more than one block. */
-template <int R, int BITS, bool MINIMUM, bool WIDE>
-static void quant_tile(const Packed &w, int64_t tile, const uint8_t *q, int64_t stride, float *sums) {
-    const uint8_t *codes = w.tile(tile), *scales = codes + w.scales_at, *minima = codes + w.minima_at;
-    const int64_t blocks = w.blocks, wide = WIDE ? w.head->group / 32 : 1;
-    const bool wide_scales = w.head->wide != 0;
-    for (int lane = 0; lane < TILE; lane += W) {
-        V total[R], part[R];
-        for (int r = 0; r < R; ++r) total[r] = part[r] = zero();
-        const uint8_t *at = codes + lane * 4;
-        for (int64_t g = 0, b = 0; b < blocks; ++g) {
-            const V scale = load_scales(scales, wide_scales, g, lane);
-            const V minimum = MINIMUM ? load_scales(minima, wide_scales, g, lane) : zero();
-            for (const int64_t end = WIDE ? least(b + wide, blocks) : b + 1; b < end; ++b, at += 64 * BITS) {
-                const uint8_t *x = q + b * 32, *rest = q + blocks * 32 + b * 4;
-                typename Dot<BITS>::Sum dots[R];
-                I offset[R];
-                for (int r = 0; r < R; ++r) {
-                    int32_t eight;
-                    memcpy(&eight, rest + r * stride + blocks * 4, 4);
-                    offset[r] = Dot<BITS>::offset(MINIMUM, eight);
-                    dots[r] = Dot<BITS>::begin(offset[r]);
-                }
-                /* A vector of nibbles is two quads, a vector of bytes one. */
+/* R rows against the part of a block that begins at p: one quad a row, the same for all outputs. */
+template <int BITS, int R, int S>
+static OPTPIPE_INLINE void dot_rows(typename Dot<BITS>::Sum (&dots)[R][S], const U *codes, const uint8_t *x, int64_t stride) {
 #pragma GCC unroll 8
-                for (int j = 0; j < BITS; ++j) {
-                    const U held = load_codes(at + 64 * j);
-                    const U first_codes = BITS == 4 ? low_nibbles(held) : held;
-                    const int step = BITS == 4 ? 8 : 4;
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r) {
-                        int32_t quad;
-                        memcpy(&quad, x + r * stride + j * step, 4);
-                        dots[r] = Dot<BITS>::dot(dots[r], first_codes, quad);
-                    }
-                    if (BITS == 8) continue;
-                    const U second_codes = high_nibbles(held);
-#pragma GCC unroll 8
-                    for (int r = 0; r < R; ++r) {
-                        int32_t quad;
-                        memcpy(&quad, x + r * stride + j * step + 4, 4);
-                        dots[r] = Dot<BITS>::dot(dots[r], second_codes, quad);
-                    }
-                }
-#pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) {
-                    float s, s_sum;
-                    memcpy(&s, rest + r * stride, 4);
-                    const V dot = to_float(Dot<BITS>::end(dots[r], offset[r]));
-                    if (WIDE) part[r] = fma(dot, set1(s), part[r]);
-                    else total[r] = fma(dot, scale * set1(s), total[r]);
-                    if (!MINIMUM) continue;
-                    memcpy(&s_sum, rest + r * stride + blocks * 8, 4);
-                    total[r] = fma(minimum, set1(s_sum), total[r]);
-                }
-            }
-            if (!WIDE) continue;
-            for (int r = 0; r < R; ++r) {
-                total[r] = fma(part[r], scale, total[r]);
-                part[r] = zero();
-            }
-        }
-        for (int r = 0; r < R; ++r) store(sums + r * TILE + lane, total[r]);
+    for (int r = 0; r < R; ++r) {
+        int32_t quad;
+        memcpy(&quad, x + r * stride, 4);
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) dots[r][s] = Dot<BITS>::dot(dots[r][s], codes[s], quad);
     }
 }
 
-typedef void (*QuantTile)(const Packed &, int64_t, const uint8_t *, int64_t, float *);
-
-template <int R> static QuantTile quant_tile_of(const Head &head) {
-    const bool wide = head.group > 32, minimum = head.minimum != 0;
-    if (head.bits == 4)
-        return wide ? (minimum ? quant_tile<R, 4, true, true> : quant_tile<R, 4, false, true>)
-                    : (minimum ? quant_tile<R, 4, true, false> : quant_tile<R, 4, false, false>);
-    return wide ? (minimum ? quant_tile<R, 8, true, true> : quant_tile<R, 8, false, true>)
-                : (minimum ? quant_tile<R, 8, true, false> : quant_tile<R, 8, false, false>);
+/* Block b of 32 inputs: dots[r][s] becomes its exact sum. `codes` begins at the block and the lane. */
+template <int BITS, int R, int S>
+static OPTPIPE_INLINE void dot_block(typename Dot<BITS>::Sum (&dots)[R][S], const uint8_t *codes, int64_t tile_bytes,
+                                     const uint8_t *x, int64_t stride) {
+    U held[S], part[S];
+#pragma GCC unroll 8
+    for (int j = 0; j < BITS; ++j) { /* a vector of nibbles is two quads, a vector of bytes one */
+        for (int s = 0; s < S; ++s) held[s] = load_codes(codes + s * tile_bytes + 64 * j);
+        if (BITS == 8) {
+            dot_rows<BITS, R, S>(dots, held, x + 4 * j, stride);
+            continue;
+        }
+        for (int s = 0; s < S; ++s) part[s] = low_nibbles(held[s]);
+        dot_rows<BITS, R, S>(dots, part, x + 8 * j, stride);
+        for (int s = 0; s < S; ++s) part[s] = high_nibbles(held[s]);
+        dot_rows<BITS, R, S>(dots, part, x + 8 * j + 4, stride);
+    }
 }
 
-template <int R> static void quant_tiles_of(const Head &head, QuantTile *by_rows) {
-    by_rows[R - 1] = quant_tile_of<R>(head);
-    if constexpr (R > 1) quant_tiles_of<R - 1>(head, by_rows);
+/* R rows against S tiles. */
+template <int R, int S, int BITS, bool MINIMUM>
+static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t stride, float *sums) {
+    const int64_t tile_bytes = w.head->tile_bytes, blocks = w.blocks, every = w.head->group / 32;
+    const bool wide = w.head->wide != 0;
+    for (int lane = 0; lane < TILE; lane += W) {
+        const uint8_t *codes = w.tile(tile) + lane * 4, *scales = w.tile(tile) + w.scales_at, *minima = w.tile(tile) + w.minima_at;
+        V total[R][S], scale[S], minimum[S];
+        for (int r = 0; r < R; ++r)
+            for (int s = 0; s < S; ++s) total[r][s] = zero();
+        int64_t left = 0; /* blocks that the scales still hold for */
+        for (int64_t b = 0, g = 0; b < blocks; ++b, --left, codes += 64 * BITS) {
+            if (left == 0) {
+                for (int s = 0; s < S; ++s) {
+                    scale[s] = load_scales(scales + s * tile_bytes, wide, g, lane);
+                    if (MINIMUM) minimum[s] = load_scales(minima + s * tile_bytes, wide, g, lane);
+                }
+                left = every;
+                ++g;
+            }
+            const uint8_t *x = q + b * 32, *rest = q + blocks * 32 + b * 4;
+            typename Dot<BITS>::Sum dots[R][S];
+            I offset[R];
+            for (int r = 0; r < R; ++r) {
+                int32_t eight;
+                memcpy(&eight, rest + r * stride + blocks * 4, 4);
+                offset[r] = Dot<BITS>::offset(MINIMUM, eight);
+                for (int s = 0; s < S; ++s) dots[r][s] = Dot<BITS>::begin(offset[r]);
+            }
+            dot_block<BITS, R, S>(dots, codes, tile_bytes, x, stride);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                float x_scale, x_sum;
+                memcpy(&x_scale, rest + r * stride, 4);
+                memcpy(&x_sum, rest + r * stride + blocks * 8, 4);
+#pragma GCC unroll 4
+                for (int s = 0; s < S; ++s) {
+                    const V dot = to_float(Dot<BITS>::end(dots[r][s], offset[r]));
+                    total[r][s] = fma(dot, scale[s] * set1(x_scale), total[r][s]);
+                    if (MINIMUM) total[r][s] = fma(minimum[s], set1(x_sum), total[r][s]);
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r)
+            for (int s = 0; s < S; ++s) store(sums + (s * QUANT_ROWS + r) * TILE + lane, total[r][s]);
+    }
+}
+
+typedef void (*QuantTiles)(const Packed &, int64_t, const uint8_t *, int64_t, float *);
+
+template <int R, int S> static void quant_tiles_of(const Head &head, QuantTiles (*to)[QUANT_ROWS]) {
+    if (head.bits == 4) to[S - 1][R - 1] = head.minimum ? quant_tiles<R, S, 4, true> : quant_tiles<R, S, 4, false>;
+    else to[S - 1][R - 1] = head.minimum ? quant_tiles<R, S, 8, true> : quant_tiles<R, S, 8, false>;
+    if constexpr (R > 1) quant_tiles_of<R - 1, S>(head, to);
+    else if constexpr (S > 1) quant_tiles_of<QUANT_ROWS, S - 1>(head, to);
 }
 
 /* Quantized rows times a packed weight, for sweep(). */
@@ -107,10 +112,13 @@ struct QuantSource {
     Packed w;
     const uint8_t *q;
     int64_t stride, chunk;
-    QuantTile by_rows[ROWS];
+    QuantTiles by_size[QUANT_TILES][QUANT_ROWS];
 
     OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, float *sums) const {
-        for (int64_t s = 0; s < tiles; ++s) by_rows[rows - 1](w, tile + s, q + row * stride, stride, sums + s * ROWS * TILE);
+        for (int64_t s = 0; s < tiles; s += QUANT_TILES) {
+            const int64_t some = least(QUANT_TILES, tiles - s);
+            by_size[some - 1][rows - 1](w, tile + s, q + row * stride, stride, sums + s * ROWS * TILE);
+        }
     }
 };
 
@@ -120,7 +128,7 @@ static QuantSource quant_source(void *blob, const uint8_t *q, int64_t stride) {
     it.q = q;
     it.stride = stride;
     it.chunk = (384 << 10) / most(1, stride); /* rows that leave room in a second-level cache of 1 MB */
-    quant_tiles_of<QUANT_ROWS>(*it.w.head, it.by_rows);
+    quant_tiles_of<QUANT_ROWS, QUANT_TILES>(*it.w.head, it.by_size);
     return it;
 }
 
