@@ -101,6 +101,7 @@ def optimize(
     explain: bool = False,
     dry_run: bool = False,
     trust_remote_code: bool = False,
+    reproducers: str | Path | None = None,
     progress: Progress | None = None,
     print_text: Callable[[str], None] = print,
 ) -> OptimizeReport:
@@ -120,8 +121,11 @@ def optimize(
         print_ir_after: names of passes after which the graph is printed, or ``all``.
         print_ir_diff: print what each pass changed.
         explain: print what each pass rewrote and what it left, and why.
-        dry_run: only work out the pipeline.
+        dry_run: only work out the pipeline, and whether there is such a model as far as that can be said
+            without fetching anything.
         trust_remote_code: let Python code that comes with the model run.
+        reproducers: where a pass that fails leaves a folder to find out why; the system's for temporary
+            files when None.
         progress: told about slow steps.
         print_text: takes what the printing options print.
 
@@ -139,8 +143,9 @@ def optimize(
     printing = Printing(_known(print_ir_after, pipeline), print_ir_diff, explain, print_text)
     numbers = None if only_rewrites is None else parse_numbers(only_rewrites)
     if dry_run:
+        _check_source(model)
         return OptimizeReport(text, (), None, None, None, str(model), time.perf_counter() - begun)
-    if output is None:
+    if output is None or output == "":
         raise PipelineError(
             "optimize needs a folder to write the artifact to.", hint="give output=… (or -o DIR)"
         )
@@ -148,6 +153,7 @@ def optimize(
         run.open(model, trust_remote_code)
         run.trace(verify, None if calibration is None else read_text(calibration))
         run.bound(max_kld, min_top1)
+        run.manager.reproducers = None if reproducers is None else Path(reproducers)
         run.rewrite(pipeline, numbers, bare)
         run.save(text)
         return run.report(text, time.perf_counter() - begun)
@@ -179,6 +185,13 @@ def parse_numbers(text: str) -> tuple[range, ...]:
     return tuple(spans)
 
 
+def _check_source(model: str | ModelSource) -> None:
+    from .sources import check
+
+    if isinstance(model, str):
+        check(model)
+
+
 def _check_bounds(max_kld: float | None, min_top1: float | None) -> None:
     if max_kld is not None and not (math.isfinite(max_kld) and max_kld > 0):
         raise PipelineError(f"max_kld must be a positive number of nats, and is {max_kld}.")
@@ -191,7 +204,8 @@ def _known(names: Iterable[str], pipeline: Sequence[Pass]) -> tuple[str, ...]:
     for name in (names := tuple(names)):
         if name not in known:
             raise PipelineError(
-                f"The pipeline has no pass named '{name}' to print after.", hint=nearest(name, known)
+                f"The pipeline has no pass named '{name}' to print after.",
+                hint=nearest(name, known) or f"it has {', '.join(known)}",
             )
     return names
 

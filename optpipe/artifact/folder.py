@@ -33,7 +33,12 @@ def check_target(target: Path, *, replaceable: bool = True) -> None:
         raise ArtifactError(f"'{target}' exists and is not a folder.", hint="give another folder")
     if target.is_dir():
         names = {entry.name for entry in target.iterdir()}
-        if names and not (replaceable and NAME in names):
+        if NAME in names and not replaceable:
+            raise ArtifactError(
+                f"The folder '{target}' holds an optpipe artifact, which an export does not replace.",
+                hint="give a new folder, or remove this one yourself",
+            )
+        if names and NAME not in names:
             raise ArtifactError(
                 f"The folder '{target}' is not empty and not an optpipe artifact; it was left alone.",
                 hint="give a new folder, or remove this one yourself",

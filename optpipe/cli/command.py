@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,6 +41,19 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
     settings = ctx.find_root().obj
     if value and isinstance(settings, Settings):
         settings.debug = True
+
+
+class _NewFolder(click.Path):
+    """A folder to be made: a path that says something."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; an empty text would be the present folder."""
+        if value == "":
+            self.fail("the folder has no name", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+NEW_FOLDER = _NewFolder(path_type=Path)
 
 
 def finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from .command import Command, json_option
+from .command import NEW_FOLDER, Command, json_option
 from .output import print_json
 
 
 @click.command(cls=Command, name="export")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to write.  [required]"
-)
+@click.option("-o", "--output", type=NEW_FOLDER, required=True, help="The folder to write.  [required]")
 @click.option(
     "--format", "form", type=click.Choice(["hf"]), default="hf", help="hf: a Hugging Face model folder."
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .command import Command, finite, json_option
+from .command import NEW_FOLDER, Command, finite, json_option
 from .output import human_bytes, print_json, print_table, progress, warn_of_broken_plugins
 
 
@@ -19,7 +19,7 @@ from .output import human_bytes, print_json, print_table, progress, warn_of_brok
     default=None,
     help='The passes, such as "quant{bits=4 group=32},paged". `optpipe passes` lists them.  [default: paged]',
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The folder to write.  [required]")
+@click.option("-o", "--output", type=NEW_FOLDER, help="The folder to write.  [required]")
 @click.option("--bare", is_flag=True, help="Leave out the clean-ups and fusions that are always on.")
 @click.option(
     "--max-kld",
@@ -49,7 +49,12 @@ from .output import human_bytes, print_json, print_table, progress, warn_of_brok
 )
 @click.option("--print-ir-diff", is_flag=True, help="Print what each pass changed.")
 @click.option("--explain", is_flag=True, help="Say what each pass rewrote, and what it left and why.")
-@click.option("--dry-run", is_flag=True, help="Print the full pipeline and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the full pipeline and stop; nothing is fetched.")
+@click.option(
+    "--reproducers",
+    type=NEW_FOLDER,
+    help="Where a pass that fails leaves a folder to find out why.  [default: that of temporary files]",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
 @json_option
 def command(model: str, output: Path | None, no_verify: bool, as_json: bool, **options: Any) -> None:

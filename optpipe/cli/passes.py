@@ -86,28 +86,30 @@ def options_of(cls: Any) -> list[dict[str, str]]:
     return [
         {
             "name": field.name,
-            "type": describe_type(hints[field.name]),
+            "type": describe_type(hints[field.name], field.metadata.get("none", "none")),
             "default": "(required)"
             if (value := default_of(field)) is dataclasses.MISSING
-            else show_value(value),
+            else show_value(value, field.metadata.get("none", "none")),
         }
         for field in dataclasses.fields(cls)
     ]
 
 
-def show_value(value: Any) -> str:
-    """An option's value as it is written on the command line.
+def show_value(value: Any, none: str = "none") -> str:
+    """An option's value as it is written on the command line; ``none`` is how None is.
 
     >>> show_value(None), show_value(True), show_value(("a", "b")), show_value(32)
     ('none', 'true', 'a|b', '32')
     """
     if isinstance(value, tuple):
         return "|".join(show_value(it) for it in value)
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    if value is None:
+        return none
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def describe_type(hint: Any) -> str:
-    """An option's type for people.
+def describe_type(hint: Any, none: str = "none") -> str:
+    """An option's type for people; ``none`` is how None is written.
 
     >>> describe_type(typing.Literal[4, 8]), describe_type(int | None)
     ('4 | 8', 'int | none')
@@ -117,8 +119,8 @@ def describe_type(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return "names joined by |"
     if args := typing.get_args(hint):
-        return " | ".join(describe_type(it) for it in args)
-    return {type(None): "none", str: "text"}.get(hint, getattr(hint, "__name__", str(hint)))
+        return " | ".join(describe_type(it, none) for it in args)
+    return {type(None): none, str: "text"}.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def _contract(cls: Any) -> str:

@@ -1,7 +1,7 @@
 """Passes and the manager that runs them: order, contracts, remarks, reproducers."""
 
-from .base import Pass
+from .base import Pass, auto
 from .contract import Contract, Lossless, Lossy
 from .stage import Stage
 
-__all__ = ["Contract", "Lossless", "Lossy", "Pass", "Stage"]
+__all__ = ["Contract", "Lossless", "Lossy", "Pass", "Stage", "auto"]

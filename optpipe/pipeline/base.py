@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from .context import PassContext
 
 
+def auto() -> Any:
+    """The default of an option that is worked out when it is left alone: None, written ``auto``."""
+    return dataclasses.field(default=None, metadata={"none": "auto"})
+
+
 @dataclasses.dataclass(frozen=True)
 class Pass(ABC):
     """One rewrite of a graph. A subclass is a frozen dataclass whose fields are its options.

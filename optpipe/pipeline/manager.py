@@ -12,6 +12,7 @@ import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -137,6 +138,8 @@ class Manager:
         calibration: text for calibrated algorithms.
         numbering: of rewrites, for the whole pipeline.
         tidy: canonicalize after each pass (off in a bare pipeline).
+        watcher: told what happens, or None.
+        reproducers: where a failing pass leaves its reproducer; the folder of temporary files when None.
     """
 
     gm: fx.GraphModule
@@ -148,6 +151,7 @@ class Manager:
     numbering: Numbering = field(default_factory=Numbering)
     tidy: bool = True
     watcher: Watcher | None = None
+    reproducers: Path | None = None
 
     def __post_init__(self) -> None:
         self.records: list[PassRecord] = []
@@ -168,13 +172,14 @@ class Manager:
             try:
                 self._one(p)
             except Exception as error:
-                folder = write_reproducer(self.gm, self.config, passes[number:], error)
+                folder = write_reproducer(self.gm, self.config, passes[number:], error, self.reproducers)
+                left = f"a reproducer is in {folder} (--reproducers DIR leaves it elsewhere)"
                 if isinstance(error, OptpipeError):
-                    error.hint = " ".join(filter(None, (error.hint, f"(a reproducer is in {folder})")))
+                    error.hint = "; ".join(filter(None, (error.hint, left)))
                     raise
                 raise PassError(
                     f"The pass '{p.name}' failed: {type(error).__name__}: {error}",
-                    hint=f"a reproducer is in {folder}; --debug shows the traceback",
+                    hint=f"{left}; --debug shows the traceback",
                 ) from error
 
     def _one(self, p: Pass) -> None:

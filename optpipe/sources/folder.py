@@ -45,12 +45,17 @@ class FolderSource:
 
     def open(self, spec: str, options: OpenOptions) -> ModelSource:
         """See ``SourceKind``."""
+        self.check(spec)
+        folder = Path(spec).expanduser()
+        return open_folder(folder, options, where=str(folder.resolve()))
+
+    def check(self, spec: str) -> None:
+        """See ``optpipe.sources.check``."""
         folder = Path(spec).expanduser()
         if folder.is_file():
             raise ModelError(f"'{spec}' is a file, and only .gguf files are models by themselves.")
         if not folder.is_dir():
             raise ModelError(f"There is no folder '{spec}'.")
-        return open_folder(folder, options, where=str(folder.resolve()))
 
 
 def open_folder(folder: Path, options: OpenOptions, *, where: str, kind: str = "folder") -> ModelSource:

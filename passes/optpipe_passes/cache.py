@@ -19,6 +19,8 @@ from optpipe.graph.propagate import new_symbol_tensor
 from optpipe.pipeline import Pass, Stage
 from optpipe.pipeline.context import PassContext
 
+MOST_BLOCK = 1024  # tokens: a sequence wastes half a block, and a short one most of it
+
 
 @dataclass(frozen=True)
 class Cache(Pass):
@@ -35,8 +37,8 @@ class Cache(Pass):
     block: int = 16
 
     def __post_init__(self) -> None:
-        if self.block < 1:
-            raise ValueError(f"block must be at least 1, got {self.block}")
+        if not 1 <= self.block <= MOST_BLOCK:
+            raise ValueError(f"a block has from 1 to {MOST_BLOCK} tokens, got {self.block}")
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
         attentions = [node for node in graph.nodes if is_call(node, torch.ops.optpipe.attention)]

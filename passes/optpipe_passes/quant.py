@@ -24,7 +24,7 @@ from torch import fx
 
 from optpipe.errors import PassError
 from optpipe.graph.nodes import path
-from optpipe.pipeline import Lossy, Pass, Stage
+from optpipe.pipeline import Lossy, Pass, Stage, auto
 from optpipe.pipeline.context import PassContext, operation
 from optpipe.quantize.gptq import Hessian, compensate
 from optpipe.quantize.pack import pack
@@ -71,13 +71,13 @@ class Quant(Pass):
 
     Attributes:
         bits: of a weight.
-        group: inputs that share a scale; -1 for one scale a row. None: what a weight arrives with, else 32
+        group: inputs that share a scale; -1 for one scale a row. auto: what a weight arrives with, else 32
             for 4 bits and -1 for 8.
-        zero: "none" for the symmetric grid, which other loaders read; "float" for a minimum a group. None:
+        zero: "none" for the symmetric grid, which other loaders read; "float" for a minimum a group. auto:
             "float" for 4 bits, "none" for 8.
-        algorithm: "rtn" rounds to the nearest, "gptq" makes up for errors with calibration text. None:
+        algorithm: "rtn" rounds to the nearest, "gptq" makes up for errors with calibration text. auto:
             "gptq" for weights that are put on 4 bits, "rtn" for 8.
-        head: bits of the LM head; None leaves it alone.
+        head: bits of the LM head; none leaves it alone.
         skip: patterns of modules to leave alone.
     """
 
@@ -85,9 +85,9 @@ class Quant(Pass):
     stage: ClassVar[Stage] = Stage.QUANT
 
     bits: Literal[4, 8] = 4
-    group: Literal[-1, 32, 64, 128] | None = None
-    zero: Literal["none", "float"] | None = None
-    algorithm: Literal["rtn", "gptq"] | None = None
+    group: Literal[-1, 32, 64, 128] | None = auto()
+    zero: Literal["none", "float"] | None = auto()
+    algorithm: Literal["rtn", "gptq"] | None = auto()
     head: Literal[8, 4] | None = 8
     skip: tuple[str, ...] = ()
 

@@ -394,6 +394,17 @@ def test_the_reproducer_holds_the_graph_before_and_what_was_left(manager, reprod
     assert "ZeroDivisionError: by nothing" in (folder / "error.txt").read_text()
 
 
+def test_the_reproducer_is_where_a_person_wants_it(manager, reproducers, tmp_path):
+    begun = manager()
+    begun.reproducers = tmp_path / "kept" / "here"
+    with pytest.raises(PassError) as caught:
+        begun.run([Sabotage(crash)])
+    (folder,) = begun.reproducers.iterdir()
+    assert str(folder) in caught.value.hint
+    assert "--reproducers" in caught.value.hint
+    assert list(reproducers.iterdir()) == []
+
+
 def test_without_verification_nothing_is_measured(manager):
     done = manager(verify=False)
     done.run([Sabotage(scaled(1.5))])

