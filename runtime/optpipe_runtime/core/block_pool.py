@@ -18,13 +18,11 @@ class BlockPool:
 
     Attributes:
         num_blocks: blocks in all, named 0 to ``num_blocks - 1``.
-        freed: how many blocks have stopped being used so far; whoever waits for room watches it.
     """
 
     def __init__(self, num_blocks: int, evicted: Callable[[int], None] = lambda block: None) -> None:
         """``evicted`` is told of every idle block that is handed out: what it held is gone."""
         self.num_blocks = num_blocks
-        self.freed = 0
         self._evicted = evicted
         self._owners = [0] * num_blocks
         self._kept = bytearray(num_blocks)  # 1: idle, not blank, once nobody owns it
@@ -80,7 +78,6 @@ class BlockPool:
             owners[block] -= 1
             if owners[block]:
                 continue
-            self.freed += 1
             if self._kept[block]:
                 self._idle[block] = None
             else:

@@ -559,6 +559,26 @@ def test_an_outcome_that_cannot_be_changes_nothing(drafts: list[int], outcome: O
     books.check_integrity()
 
 
+def test_a_chunk_inside_the_prompt_has_no_token() -> None:
+    books = scheduler(max_num_batched_tokens=4)
+    books.add(Sequence(0, prompt(6), max_len=9))
+    plan = books.plan()
+    assert plan is not None
+    with pytest.raises(AssertionError, match="does not sample"):
+        books.commit(plan, [Outcome((7,))])
+
+
+def test_nothing_is_generated_beyond_the_length() -> None:
+    books = scheduler()
+    books.add(Sequence(0, prompt(6), max_len=6))
+    plan = books.plan()
+    assert plan is not None
+    with pytest.raises(AssertionError, match="beyond"):
+        books.commit(plan, [Outcome((7,))])
+    books.commit(plan, [Outcome()])
+    assert books.plan() is None
+
+
 def test_a_plan_is_committed_once_and_before_the_next() -> None:
     books = scheduler()
     books.add(Sequence(0, [1], max_len=9))
