@@ -25,6 +25,7 @@ ALLOWANCE = 0.01  # of the time, that trying may cost
 CREDIT = 4.0  # plain steps: the account's start and most
 DEBT = 2.0  # plain steps: the account's least
 MARGIN = 0.01  # of a step: gains smaller than this are noise
+TOLERANCE = 1.25  # of a step's usual seconds: what is more is noise, until it becomes usual
 LOOK_SHARE = 0.0025  # of a plain step, that looking at proposals may take in debt
 REFRESH = 256  # steps after which a plain step's cost is measured again
 PROBE_EVERY = 32  # steps between drafts run only to learn; the first comes early
@@ -136,9 +137,12 @@ class Controller:
             overhead: seconds that proposing for it took.
         """
         self._step += 1
-        if decoding and self.balance is not None:
-            self._book(tokens - drafts, drafts, decoding, produced - decoding, seconds, overhead)
         self.cost.observe(tokens, seconds)
+        if decoding and self.balance is not None:
+            # Costs are medians, so a step that a pause made long must not be booked in full either.
+            usual = self._seconds(tokens)
+            seconds = min(max(seconds, usual / TOLERANCE), usual * TOLERANCE)
+            self._book(tokens - drafts, drafts, decoding, produced - decoding, seconds, overhead)
         if not drafts:
             self._plain_at[size_class(tokens)] = self._step
             if decoding and self.balance is None:
