@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from optpipe.errors import ArtifactError, RequestError
 from optpipe.program.program import Program
 
+from .cores import usable_cores
 from .executor import CpuExecutor
 from .library import Pool, find, library
 from .lowering import lower
@@ -83,19 +84,7 @@ def _content(artifact: Artifact) -> str:
 def _pool(*, threads: int | None = None, cpus: Sequence[int] | None = None) -> Pool:
     if threads is not None and threads < 1:
         raise RequestError(f"The cpu target needs at least one thread, got {threads}.")
-    return Pool(library(), threads or (len(cpus) if cpus else physical_cores()), cpus)
-
-
-def physical_cores() -> int:
-    """Physical cores among the processors that this process may use."""
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-        try:
-            cores.add((topology / "thread_siblings_list").read_text())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))
+    return Pool(library(), threads or (len(cpus) if cpus else usable_cores()), cpus)
 
 
 def cache_folder() -> Path:
