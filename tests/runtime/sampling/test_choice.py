@@ -24,6 +24,8 @@ PARAMS = (
     {"top_k": 1 << 20},
     {"top_k": 3},
     {"top_k": 50, "top_p": 0.95, "temperature": 0.8},
+    {"top_k": 40, "min_p": 0.3},
+    {"top_k": 40, "min_p": 0.05, "top_p": 0.7},
     {"top_k": 6000, "top_p": 0.9},
     {"top_k": 6000, "temperature": 2.0},
     {"top_p": 0.9},
@@ -61,7 +63,7 @@ def test_chooses_what_the_slow_way_chooses(kind: str, size: int) -> None:
     row, scratch = logits(kind, size), Scratch(size)
     for number, fields in enumerate(PARAMS):
         params = SamplingParams(**fields)
-        for index in range(3):
+        for index in range(2):
             draws = partial(uniform, 100 * number + index, index)
             assert choose(row, params, draws, scratch) in reference.acceptable(row, params, draws), fields
 
@@ -112,6 +114,6 @@ def test_refuses_a_row_without_a_token(fields: dict[str, float]) -> None:
 
 def test_a_vocabulary_of_a_quarter_million() -> None:
     row, scratch = logits("normal", 262_144), Scratch(262_144)
-    for fields in PARAMS:
+    for fields in ({}, {"top_k": 50, "top_p": 0.95}, {"top_k": 6000}, {"top_p": 0.9}, {"min_p": 0.1}):
         params, draws = SamplingParams(**fields), partial(uniform, 3, 0)
         assert choose(row, params, draws, scratch) in reference.acceptable(row, params, draws), fields
