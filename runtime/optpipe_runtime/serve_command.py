@@ -75,7 +75,10 @@ def optpipe_commands() -> Iterable[click.Command]:
 @click.option(
     "--prefix-caching/--no-prefix-caching", default=True, help="Find the beginnings of prompts in the cache."
 )
-@click.option("--speculation", default="none", help="The proposer of draft tokens: none, ngram or suffix.")
+@click.option("--speculation", default="none", help="Who drafts tokens: none, ngram, suffix or draft.")
+@click.option(
+    "--draft-model", default=None, help="With draft: an artifact of the same vocabulary.  [default: none]"
+)
 @click.option("--kv-memory", default="0.5", help="For the KV cache: 2GiB, 512M, or a share of free memory.")
 @click.option(
     "--log-format", default="text", type=click.Choice(["text", "json"]), help="How the log is written."
@@ -151,6 +154,7 @@ def _open(model: str, options: dict[str, Any]) -> Engine:
         prefix_caching=options["prefix_caching"],
         kv_memory=parse_memory(options["kv_memory"]),
         speculation=options["speculation"],
+        draft_model=options["draft_model"],
         request_timeout=None,
         stall_timeout=options["stall_after"],
         **engine_settings(options),
