@@ -45,10 +45,7 @@ class Gate:
             most = self._max_running + self._max_waiting
             if sequences > most:
                 raise RequestError(f"n is {sequences}, but the engine takes {most} sequences in all.")
-            if (
-                self.queued + self.running + sequences > most
-                or self.queued + sequences > self._max_waiting + max(0, self._max_running - self.running)
-            ):
+            if self.queued + self.running + sequences > most:
                 raise CapacityError(
                     f"The queue is full: {self.queued} sequences are waiting.", hint="try again later"
                 )

@@ -213,6 +213,17 @@ def test_impossible_requests_are_refused_and_neighbours_undisturbed(
     assert engine.generate([[8]], SHORT)[0].token_ids == tuple(executor.continued([8], 6))
 
 
+def test_a_cache_smaller_than_the_context_bounds_it(make_engine):
+    engine = make_engine(num_blocks=8)  # of 4 tokens
+    with pytest.raises(RequestError, match="there is room for 32"):
+        engine.submit([1] * 32, SHORT)
+    output = engine.submit([1] * 20, SamplingParams(temperature=0)).result()
+    assert output.token_ids == tuple(TapeExecutor().continued([1] * 20, 12))
+    assert reasons(output) == ["length"]
+    both = engine.generate([[1] * 15, [2] * 15], SamplingParams(temperature=0, max_tokens=16))
+    assert [list(it.token_ids) for it in both] == [TapeExecutor().continued([it] * 15, 16) for it in (1, 2)]
+
+
 def test_max_tokens_beyond_the_context_ends_with_it(make_engine):
     engine = make_engine(max_context=16)
     output = engine.submit([1] * 10, SamplingParams(temperature=0, max_tokens=16)).result()
