@@ -66,38 +66,58 @@ static const char *check_packed(const Call &c, int k, int64_t rows, int64_t inpu
                     quantized ? "4 or 8 bits" : "bf16 or f32");
 }
 
+/* Eight codes of 4 bits, first to last in nibbles, to two quads in bytes: 76543210 → 73 62 51 40. */
+static OPTPIPE_INLINE uint32_t spread_nibbles(uint32_t x) {
+    x = (x | x << 8) & 0x00ff00ff;
+    return (x | x << 4) & 0x0f0f0f0f;
+}
+static OPTPIPE_INLINE uint32_t pair_quads(uint32_t word) { return spread_nibbles(word & 0xffff) | spread_nibbles(word >> 16) << 4; }
+
+/* The codes of output `lane` from input k, a multiple of 8, to k + 7 as floats. */
+static OPTPIPE_INLINE void eight_codes(const uint8_t *tile, int64_t bits, int64_t lane, int64_t k, float *to) {
+    uint8_t bytes[8];
+    if (bits == 4) {
+        uint32_t pair;
+        memcpy(&pair, tile + k / 8 * 64 + lane * 4, 4);
+        const uint32_t lower = pair & 0x0f0f0f0f, upper = pair >> 4 & 0x0f0f0f0f;
+        memcpy(bytes, &lower, 4);
+        memcpy(bytes + 4, &upper, 4);
+    } else {
+        memcpy(bytes, tile + k / 4 * 64 + lane * 4, 4);
+        memcpy(bytes + 4, tile + k / 4 * 64 + 64 + lane * 4, 4);
+    }
+    for (int c = 0; c < 8; ++c) to[c] = (float)bytes[c];
+}
+
+static float one_scale(const Packed &w, const uint8_t *scales, int64_t g, int64_t lane) {
+    float held[TILE];
+    for (int l = 0; l < TILE; l += W) store(held + l, load_scales(scales, w.head->wide != 0, g, l));
+    return held[lane];
+}
+
 /* Output n's weights as floats [K]: for embeddings that share a tied head's blob. */
 static void unpack_row(const Packed &w, int64_t n, float *out) {
     const uint8_t *tile = w.tile(n / TILE);
     const int64_t lane = n % TILE, inputs = w.head->inputs, bits = w.head->bits;
-    for (int64_t k = 0; k < inputs; k += W) {
-        float part[W] = {};
-        const int64_t held = least(W, inputs - k);
-        for (int64_t c = 0; c < held; ++c) {
-            const int64_t at = k + c;
-            if (bits == 32) memcpy(part + c, tile + (at * TILE + lane) * 4, 4);
-            if (bits == 16) {
-                uint32_t word = 0;
-                memcpy((char *)&word + 2, tile + ((at / 2 * TILE + lane) * 2 + at % 2) * 2, 2);
-                memcpy(part + c, &word, 4);
-            }
-            if (bits == 8) part[c] = tile[at / 4 * 64 + lane * 4 + at % 4];
-            if (bits == 4) part[c] = tile[at / 8 * 64 + lane * 4 + at % 4] >> (at % 8 / 4 * 4) & 15;
+    for (int64_t k = 0; bits == 32 && k < inputs; ++k) memcpy(out + k, tile + (k * TILE + lane) * 4, 4);
+    for (int64_t k = 0; bits == 16 && k < inputs; ++k) {
+        uint32_t word = 0;
+        memcpy((char *)&word + 2, tile + ((k / 2 * TILE + lane) * 2 + k % 2) * 2, 2);
+        memcpy(out + k, &word, 4);
+    }
+    if (bits >= 16) return;
+    const float middle = w.head->minimum ? 0.0f : bits == 4 ? 8.0f : 128.0f;
+    for (int64_t g = 0; g < w.groups; ++g) {
+        const V scale = set1(one_scale(w, tile + w.scales_at, g, lane));
+        const V minimum = set1(w.head->minimum ? one_scale(w, tile + w.minima_at, g, lane) : 0.0f);
+        const int64_t end = least((g + 1) * w.head->group, inputs);
+        for (int64_t k = g * w.head->group; k < end; k += 16) {
+            alignas(64) float codes[16];
+            eight_codes(tile, bits, lane, k, codes);
+            eight_codes(tile, bits, lane, k + 8, codes + 8); /* there: K is rounded up to 32 */
+            for (int at = 0; at < 16 && k + at < end; at += W)
+                store_n(out + k + at, (load(codes + at) - set1(middle)) * scale + minimum, end - k - at);
         }
-        if (bits >= 16) {
-            store_n(out + k, load(part), held);
-            continue;
-        }
-        /* A vector never spans two groups: groups are multiples of 32. */
-        const int64_t g = k / w.head->group;
-        float scales[TILE], minima[TILE];
-        for (int l = 0; l < TILE; l += W) {
-            store(scales + l, load_scales(tile + w.scales_at, w.head->wide, g, l));
-            if (w.head->minimum) store(minima + l, load_scales(tile + w.minima_at, w.head->wide, g, l));
-        }
-        const V codes = load(part), scale = set1(scales[lane]);
-        const V value = w.head->minimum ? codes * scale + set1(minima[lane]) : (codes - set1(bits == 4 ? 8.0f : 128.0f)) * scale;
-        store_n(out + k, value, held);
     }
 }
 
@@ -134,13 +154,12 @@ static void pack_row(const Call &c, const Packed &w, int64_t n) {
     } else if (w.head->bits == 16) {
         const uint16_t *from = c.at<uint16_t>(0) + n * c.stride(0, 0);
         for (int64_t k = 0; k < inputs; ++k) ((uint16_t *)tile)[(k / 2 * TILE + lane) * 2 + k % 2] = from[k];
-    } else if (w.head->bits == 8) {
-        const uint8_t *from = (const uint8_t *)(c.at<int32_t>(0) + n * c.stride(0, 0));
-        for (int64_t k = 0; k < inputs; ++k) tile[k / 4 * 64 + lane * 4 + k % 4] = from[k];
-    } else {
-        const uint8_t *from = (const uint8_t *)(c.at<int32_t>(0) + n * c.stride(0, 0));
-        for (int64_t k = 0; k < inputs; ++k)
-            tile[k / 8 * 64 + lane * 4 + k % 4] |= (uint8_t)((from[k / 2] >> (k % 2 * 4) & 15) << (k % 8 / 4 * 4));
+    } else { /* words of 8 or 4 codes */
+        const int32_t *from = c.at<int32_t>(0) + n * c.stride(0, 0);
+        for (int64_t k = 0; k < c.size(0, 1); ++k) {
+            const uint32_t word = w.head->bits == 4 ? pair_quads((uint32_t)from[k]) : (uint32_t)from[k];
+            memcpy(tile + k * 64 + lane * 4, &word, 4);
+        }
     }
     for (int64_t g = 0; g < w.groups; ++g)
         for (int k = 0; k < 1 + w.head->minimum; ++k) {
