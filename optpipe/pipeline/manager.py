@@ -33,6 +33,7 @@ from .calibrate import Calibration
 from .checks import Finding, Subject, require
 from .context import Numbering, PassContext, Remark
 from .contract import Lossy
+from .memory import give_back
 from .probes import Probes, Stored
 from .reproducer import write_reproducer
 from .text import print_pass
@@ -184,6 +185,7 @@ class Manager:
 
     def _one(self, p: Pass) -> None:
         begun = time.perf_counter()
+        give_back()
         gm, weights = fork(self.gm), self.weights.overlay()
         cx = PassContext(
             gm, weights, self.config, self.numbering, self.calibration, p.whole, set(self.constants)
@@ -196,6 +198,7 @@ class Manager:
         gm.recompile()
         verify(gm, stage=p.stage)
         self._check_count(p, cx)
+        give_back()
         findings, quality = self._measure(p, gm, weights, self._changed(cx))
         tell("optpipe_after_pass", p, cx)
         record = PassRecord(
@@ -265,6 +268,7 @@ class Manager:
         """Measure what the whole pipeline made against the source, once more and as it will be run."""
         if self.measured is None or self.quality is None:
             return
+        give_back()
         subject = Subject(self.gm, self.weights, self.measured.probes, self.measured.cache)
         self.quality = checks.check_lossy(subject, self.measured.probes.text, self.measured.source[1])
         for finding in checks.divergence(self.quality, self._bound()):

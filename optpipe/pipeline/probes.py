@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from ..evaluate import WINDOW, calibration_text, evaluation_text, windows
+from .memory import give_back
 
 Logits = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(ids [N, T], rows [R]) → logits [N, R, V]; the same rows of every sequence."""
@@ -157,6 +158,7 @@ class Probes:
 
     def keep(self, logits: torch.Tensor) -> Stored:
         """Put logits into a file that lives as long as the probes."""
+        give_back()  # a run of the model has ended
         self._count += 1
         return Stored(self._folder / f"{self._count}.f32", logits)
 
