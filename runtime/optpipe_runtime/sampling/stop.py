@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 
 
 class StopChecker:
@@ -23,7 +24,7 @@ class StopChecker:
     def __init__(self, stop: Sequence[str], *, include: bool = False) -> None:
         self.matched: str | None = None
         self._include = include
-        self._next, self._depth, self._back, self._word = _automaton(stop)
+        self._next, self._depth, self._back, self._word = _automaton(tuple(stop))
         self._state = 0
         self._held = ""
 
@@ -66,8 +67,9 @@ class StopChecker:
         self._state = self._next[state].get(character, 0)
 
 
+@lru_cache(maxsize=8)  # the texts of one request share it; it is read only
 def _automaton(
-    words: Sequence[str],
+    words: tuple[str, ...],
 ) -> tuple[list[dict[str, int]], list[int], list[int], list[str | None]]:
     """Aho and Corasick's automaton: transitions, depths, falls, words that end."""
     following: list[dict[str, int]] = [{}]

@@ -110,6 +110,12 @@ def test_the_grammar_wins_over_min_tokens(compiler: GrammarCompiler) -> None:
     assert (text, finish) == ("ab", "stop")
 
 
+def test_an_end_comes_before_min_tokens_when_nothing_else_fits_the_grammar(compiler: GrammarCompiler) -> None:
+    ids = (TOKENIZER.token_to_id("a"), END)
+    wanted = StructuredOutput(regex="ab*")
+    assert generate(compiler, wanted, 1, min_tokens=50, allowed_token_ids=ids) == ("a", "stop")
+
+
 def test_allowed_tokens_and_the_grammar_hold_together(compiler: GrammarCompiler) -> None:
     ids = tuple(TOKENIZER.token_to_id(it) for it in ("a", "c"))
     text, _ = generate(compiler, StructuredOutput(regex="[ab]{9}"), 1, allowed_token_ids=ids)
