@@ -265,7 +265,7 @@ def softmax(b: Builder, node: Node) -> None:
 
 @lowers("aten.topk")
 def topk(b: Builder, node: Node) -> None:
-    """``topk(x, values, indices)`` along the last dimension, the largest first."""
+    """``topk(x, values, indices) | k`` along the last dimension, the largest first."""
     x = b.view(node.args[0])
     if (
         dimension(integer(node, 2, "dim", -1), x.rank) != x.rank - 1
@@ -273,7 +273,7 @@ def topk(b: Builder, node: Node) -> None:
     ):
         raise Unsupported("topk of the smallest, or not along the last dimension, has no kernel")
     values, indices = (b.new(value.type) for value in node.results)
-    b.emit("topk", [x], [values, indices])
+    b.emit("topk", [x], [values, indices], (integer(node, 1, "k"),))
     b.bind(node.results[0], values)
     b.bind(node.results[1], indices)
 

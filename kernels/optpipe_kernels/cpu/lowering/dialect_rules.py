@@ -278,7 +278,7 @@ def _routed(
     packed = [b.packed(recipe) for recipe in recipes]
     bias = [_optional(b, node, biases[0], "gate_up_bias"), _optional(b, node, biases[1], "down_bias")]
     ints = (
-        first.experts, first.inputs, second.inputs, second.matrix.rows, first.bits, first.group,
+        second.experts, first.inputs, second.inputs, second.matrix.rows, first.bits, first.group,
         int(first.minimum), activation(said["kind"]),
         int(bool(said["gated"])), int(bool(said["interleaved"])),
     )  # fmt: skip

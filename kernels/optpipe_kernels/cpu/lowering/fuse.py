@@ -184,5 +184,5 @@ def greedy(lowered: Lowered, ids: View, best: View) -> Lowered:
         reads = maker.reads[:_RESIDUAL]
         steps[at] = Instruction(f"{maker.kernel}_argmax", reads, [ids, best], maker.ints, (), maker.path)
     else:
-        steps.append(Instruction("argmax", [logits], [ids, best]))
+        steps.append(Instruction("argmax", [logits], [ids]))
     return Lowered(steps, ids, lowered.weights, lowered.inputs)
