@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import torch
 
+from ..machine import group_memory
 from .store import LazyWeight
 
 
@@ -57,5 +58,6 @@ class WeightCache:
 
 
 def half_of_memory() -> int:
-    """Half of the bytes of memory that are free now."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    """Half of the bytes of memory that are free now, of the machine and of this process's control groups."""
+    free, left = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), group_memory()
+    return (free if left is None else min(free, left)) // 2
