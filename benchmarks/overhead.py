@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from optpipe_runtime.engine import Engine, EngineConfig
-from optpipe_runtime.sampling import SamplingParams
-from optpipe_runtime.tokenizer import load_tokenizer
 
 from optpipe.targets.protocol import CacheSpec, MemoryNeeds, StepInputs, StepResult
 from optpipe.testing.tokenizer import save_tokenizer
+from optpipe_runtime.engine import Engine, EngineConfig
+from optpipe_runtime.sampling import SamplingParams
+from optpipe_runtime.tokenizer import load_tokenizer
 
 LIMITS_MS = {1: 0.15, 32: 1.0}  # a step, by running sequences
 VOCAB = 259
@@ -66,7 +66,8 @@ class Instant:
         self.asked.append((time.perf_counter(), len(step.token_ids)))
         rows = len(step.logit_rows)
         at = len(self.asked) % 1000
-        return Done(StepResult(self._tokens[at : at + rows], self._logits[at : at + rows] if logits else None))
+        values = self._logits[at : at + rows] if logits else None
+        return Done(StepResult(self._tokens[at : at + rows], values))
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def measure(sequences: int, how: str, readers: str, tokens: int) -> Row:
             engine.generate(prompts, params)
         cpu = time.process_time() - cpu
     times = [at for at, count in executor.asked if count == sequences]
-    gaps = sorted(1000 * (b - a) for a, b in zip(times, times[1:], strict=False))
+    gaps = sorted(1000 * (b - a) for a, b in itertools.pairwise(times))
     cut = max(1, len(gaps) // 20)  # the first steps warm up, others may admit
     limit = LIMITS_MS.get(sequences) if how == "greedy" else None
     return Row(
@@ -145,8 +146,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--check", action="store_true", help="exit 1 when a limit is passed")
     arguments = parser.parse_args()
-    threading.stack_size(0)
-    cases = [(n, how, readers) for n in (1, 8, 32, 64) for how in ("greedy", "sampled") for readers in ("stream", "ends")]
+    cases = itertools.product((1, 8, 32, 64), ("greedy", "sampled"), ("stream", "ends"))
     rows = [measure(*case, arguments.tokens) for case in cases]
     print(f"{'sequences':>9} {'how':8} {'readers':8} {'ms/step':>9} {'p90':>9} {'CPU ms':>9} {'limit':>7}")
     for row in rows:
