@@ -61,7 +61,7 @@ async def answer(request: Request, prepare: Prepare) -> Response:
         body = await read_body(request, service.config)
         async with watched(request.receive, until):
             prepared = await service.prepare(
-                lambda: prepare(service, body, info), lambda late: late.job.close()
+                lambda: prepare(service, body, info), lambda late: late.job.close(), size=len(body)
             )
             return await _begun(service, prepared, info, until)
     except (ClientDisconnect, ClientGoneError):

@@ -34,8 +34,10 @@ def chat_prompt(
     messages: Sequence[Message],
     tools: Sequence[Tool] | None,
     variables: Mapping[str, Scalar] | None,
+    *,
+    most: int | None = None,
 ) -> PromptInput:
-    """The prompt of a conversation. Takes time: not for the event loop.
+    """The prompt of a conversation, of ``most`` tokens. Takes time: not for the event loop.
 
     Raises:
         ApiError: a variable is the server's to set, or a past call's arguments are no JSON object.
@@ -50,7 +52,7 @@ def chat_prompt(
     shown = [it.model_dump(exclude_none=True) for it in tools or ()]
     if shown and not re.search(r"\btools\b", tokenizer.chat_template or ""):
         turns, shown = _told(turns, instructions(shown)), []
-    return encoder.chat(turns, tools=shown or None, **(variables or {}))
+    return encoder.chat(turns, {**(variables or {}), "tools": shown or None}, most=most)
 
 
 def _turn(message: Message, place: int) -> dict[str, Any]:

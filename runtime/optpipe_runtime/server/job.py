@@ -14,6 +14,8 @@ from ..engine.submission import Submission
 from ..sampling.params import SamplingParams
 from .errors import ApiError, from_optpipe, invalid, too_busy
 from .prompts import PromptInput
+from .request_info import RequestInfo
+from .schema.sampling import SamplingFields
 from .service import Service
 
 
@@ -27,7 +29,9 @@ class Job:
         service: whose engine generates.
         name: the answer's id; the engine sees it with a number behind it.
         prompts: at least one.
-        arrived: when the request came, in seconds of ``time.monotonic()``.
+        params: of every prompt.
+        asked: says whether to stream, and the request's place and salt.
+        info: says when the request came.
 
     Attributes:
         prompts: as given.
@@ -43,17 +47,14 @@ class Job:
         name: str,
         prompts: Sequence[PromptInput],
         params: SamplingParams,
-        *,
-        arrived: float,
-        priority: int = 0,
-        salt: bytes = b"",
-        stream: bool,
+        asked: SamplingFields,
+        info: RequestInfo,
     ) -> None:
         self.prompts, self.n = tuple(prompts), params.n
         self._service, self._metrics = service, service.metrics
         self._name, self._params = name, params
-        self._priority, self._salt, self._stream = priority, salt, stream
-        self._waited = time.monotonic() - arrived
+        self._asked = asked
+        self._waited = time.monotonic() - info.arrived
         self._submissions: list[Submission] = []
         self._usage: dict[int, Usage] = {}
         self._last: dict[int, float] = {}
@@ -73,9 +74,9 @@ class Job:
                     prompt.ids,
                     self._params,
                     request_id=f"{self._name}-{i}",
-                    priority=self._priority,
-                    salt=self._salt,
-                    stream=self._stream,
+                    priority=self._asked.priority or 0,
+                    salt=(self._asked.cache_salt or "").encode(),
+                    stream=bool(self._asked.stream),
                 )
                 self._submissions.append(submission)
         except OptpipeError as error:

@@ -20,6 +20,7 @@ from optpipe.errors import RequestError
 
 from ..chat import render_chat
 from ..tokenizer import Tokenizer
+from .errors import invalid
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,42 @@ class Encoder:
         longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
         self._special = re.compile("|".join(longest_first)) if specials else None
         self._literal: Backend | None = None
+        self._longest: int | None = None
         self._lock = threading.Lock()
 
-    def text(self, text: str, *, add_special_tokens: bool = True) -> PromptInput:
-        """A raw prompt. Special tokens that it names are special tokens."""
+    def text(self, text: str, *, add_special_tokens: bool = True, most: int | None = None) -> PromptInput:
+        """A raw prompt. Special tokens that it names are special tokens.
+
+        Args:
+            most: tokens that it may have; a text that cannot have so few is not tokenized.
+
+        Raises:
+            RequestError: it is no text.
+            ApiError: it is surely too long.
+        """
         check_text(text, "prompt")
+        self._check_length(text, most)
         return PromptInput(tuple(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)), text)
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> PromptInput:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, most: int | None = None
+    ) -> PromptInput:
         """A conversation as the model's template writes it.
+
+        Args:
+            messages, variables: for the template.
+            most: tokens that it may have; see :meth:`text`.
 
         Raises:
             RequestError: there is no template, it refuses the messages, or a text is not valid Unicode.
+            ApiError: the conversation is surely too long.
         """
         hidden: dict[str, str] = {}
         mark = secrets.token_hex(8)  # not to be guessed, so that no message can hold a mark itself
         messages = self._hide(list(messages), hidden, mark)
         variables = self._hide(variables, hidden, mark)
         rendered = render_chat(self._tokenizer, messages, **variables)
+        self._check_length(rendered, most)
         if not hidden:
             return PromptInput(tuple(self._tokenizer.encode(rendered, add_special_tokens=False)), None)
         ids: list[int] = []
@@ -76,8 +95,12 @@ class Encoder:
                 ids += self._tokenizer.encode(piece, add_special_tokens=False)
         return PromptInput(tuple(ids), None)
 
+    def is_special(self, token: str) -> bool:
+        """Whether the tokenizer marks this text as a special token, which is left out of answers."""
+        return self._special is not None and self._special.fullmatch(token) is not None
+
     def _hide(self, value: Any, hidden: dict[str, str], mark: str) -> Any:
-        """``value`` with each special token in its texts replaced by a mark, which ``hidden`` explains."""
+        """``value`` with each special token in its texts replaced by a mark."""
         if isinstance(value, str):
             check_text(value, "messages")
             if self._special is None:
@@ -94,6 +117,19 @@ class Encoder:
         if isinstance(value, list):
             return [self._hide(it, hidden, mark) for it in value]
         return value
+
+    def _check_length(self, text: str, most: int | None) -> None:
+        """Refuse without tokenizing, which takes seconds for megabytes."""
+        if most is None or len(text) <= most:
+            return
+        if self._longest is None:
+            self._longest = max(map(len, self._tokenizer.backend.get_vocab()))
+        if len(text) > most * self._longest:
+            raise invalid(
+                f"The prompt has {len(text)} characters, too many for the {most} tokens of a prompt here.",
+                "prompt",
+                "context_length_exceeded",
+            )
 
     def _numbered(self, special: str) -> int:
         found = self._tokenizer.id_of(special)

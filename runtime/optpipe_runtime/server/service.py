@@ -23,6 +23,7 @@ from .prompts import Encoder
 from .token_text import TokenTexts
 
 T = TypeVar("T")
+LONG = 128 << 10  # bytes; shorter ones are tokenized in some tenths of a second at most
 
 
 class Service:
@@ -54,15 +55,20 @@ class Service:
         self.prober = Prober(engine, config.stall_after)
         self.created = int(time.time())
         self._threads = ThreadPoolExecutor(config.prepare_threads, thread_name_prefix="optpipe-prepare")
+        self._long = ThreadPoolExecutor(1, thread_name_prefix="optpipe-prepare-long")
 
-    async def prepare(self, work: Callable[[], T], discard: Callable[[T], None] = lambda result: None) -> T:
+    async def prepare(
+        self, work: Callable[[], T], discard: Callable[[T], None] = lambda result: None, *, size: int = 0
+    ) -> T:
         """Run work that takes time off the event loop.
 
         Args:
             work: never runs when this is cancelled before a thread has taken it.
             discard: gets the result of work that was cancelled too late.
+            size: bytes of its input. Long inputs, which may take seconds, wait for each other alone.
         """
-        future = self._threads.submit(work)
+        threads = self._long if size > LONG else self._threads
+        future = threads.submit(work)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -85,7 +91,8 @@ class Service:
 
     def close(self) -> None:
         """Let the threads go. The engine is not touched."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._long):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def service_of(request: Request) -> Service:

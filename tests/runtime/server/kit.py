@@ -46,9 +46,9 @@ def ids(text: str) -> list[int]:
 class LetterExecutor(TapeExecutor):
     """A tape that prefers letters, so that texts are texts."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(VOCAB, end=EOS, **options)
-        self._letters = np.zeros(VOCAB, dtype=np.float32)
+    def __init__(self, *, vocab: int = VOCAB, **options: Any) -> None:
+        super().__init__(vocab, end=EOS, **options)
+        self._letters = np.zeros(vocab, dtype=np.float32)
         self._letters[[ids(it)[0] for it in "abcdefghijklmnopqrstuvwxyz"]] = 16.0
 
     def row(self, tokens: Sequence[int]) -> np.ndarray:

@@ -90,7 +90,7 @@ CASES: dict[str, tuple[str, Any, int, str]] = {
     "mixed prompt": (COMPLETE, {"prompt": ["a", 1]}, 400, "'prompt.1' is wrong"),
     "prompt is an object": (COMPLETE, {"prompt": {}}, 400, "'prompt' is wrong"),
     "longer than the context": (COMPLETE, {"prompt": "a" * CONTEXT}, 400, f"has {CONTEXT} tokens"),
-    "far longer than the context": (COMPLETE, {"prompt": "a" * 1_000_000}, 400, "has 1000000 tokens"),
+    "far longer than the context": (COMPLETE, {"prompt": "a" * 1_000_000}, 400, "has 1000000 characters"),
     "too many prompts": (COMPLETE, {"prompt": ["a"] * 129}, 400, "128 prompts here, got 129"),
     # Counts
     "n is 0": (COMPLETE, {"prompt": "a", "n": 0}, 400, "'n' is wrong"),
@@ -267,7 +267,7 @@ CASES: dict[str, tuple[str, Any, int, str]] = {
         CHAT,
         {"messages": [message()] * 300},
         400,
-        "tokens; this server takes",
+        "2714 characters, too many",
     ),
     "chat template in the request": (
         CHAT,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
 
 from optpipe_runtime.server.schema.chat import ChatAnswer
 from optpipe_runtime.tokenizer import Tokenizer
 
-from .kit import BOS, EOS, ScriptExecutor, Served, ids, serve, tokenizer
+from .kit import BOS, EOS, LetterExecutor, ScriptExecutor, Served, ids, serve, tokenizer
 from .test_completions import chunks
 
 USER, ASSISTANT = "user: {}\nassistant: ", "assistant: "
@@ -184,6 +186,29 @@ def test_variables_reach_the_template() -> None:
     template = "{{ enable_thinking }}{{ messages | length }}"
     with serve(tokens=dataclasses.replace(tokenizer(), chat_template=template)) as served:
         assert prompt_text(served, user("x"), chat_template_kwargs={"enable_thinking": False}) == "False1"
+
+
+def test_marks_of_calls_that_are_special_tokens_are_seen() -> None:
+    """Some tokenizers mark them so; other special tokens are still left out without tools."""
+    backend = Backend.from_str(tokenizer().backend.to_str())
+    backend.add_special_tokens(["<tool_call>", "</tool_call>"])
+    opened, closed = backend.token_to_id("<tool_call>"), backend.token_to_id("</tool_call>")
+    answer = [opened, *ids('{"name": "f", "arguments": {}}'), closed, EOS]
+
+    class Executor(LetterExecutor):
+        def row(self, tokens: Sequence[int]) -> np.ndarray:
+            marker = ids("assistant: ")
+            end = next(i for i in range(len(tokens), 0, -1) if list(tokens[i - len(marker) : i]) == marker)
+            values = super().row(tokens)
+            values[answer[min(len(tokens) - end, len(answer) - 1)]] += 100
+            return values
+
+    tokens = dataclasses.replace(tokenizer(), backend=backend)
+    with serve(Executor(vocab=261), tokens=tokens, context=1024) as served:
+        (choice,) = served.chat("x", tools=TOOLS).json()["choices"]
+        assert [it["function"]["name"] for it in choice["message"]["tool_calls"]] == ["f"]
+        (plain,) = served.chat("x").json()["choices"]
+        assert plain["message"]["content"] == '{"name": "f", "arguments": {}}'
 
 
 def test_two_limits_of_tokens_are_one(chatty: Served) -> None:

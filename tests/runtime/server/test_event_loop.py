@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -70,3 +71,25 @@ def test_others_are_served_while_a_thread_works(monkeypatch: pytest.MonkeyPatch)
         assert served.complete(max_tokens=1).status_code == 200
         assert time.monotonic() - begun < 0.4
         thread.join()
+
+
+def test_long_texts_wait_for_each_other_and_short_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from optpipe_runtime.tokenizer import Tokenizer
+
+    real, release = Tokenizer.encode, threading.Event()
+
+    def slow(self: Tokenizer, text: str, **options: Any) -> list[int]:
+        if len(text) > 100_000:
+            release.wait(10)
+        return real(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", slow)
+    with serve(LetterExecutor()) as served, ThreadPoolExecutor(8) as pool:
+        try:
+            long = [pool.submit(served.post, "/tokenize", {"prompt": "a" * 150_000}) for _ in range(8)]
+            for _ in range(3):
+                assert served.complete(max_tokens=1).status_code == 200
+            assert not [it for it in long if it.done()]
+        finally:
+            release.set()
+        assert [it.result(20).json()["count"] for it in long] == [150_000] * 8

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from optpipe.errors import ArtifactError
 from optpipe.targets.protocol import StepInputs
-from optpipe_runtime.server import ServerConfig
+from optpipe_runtime.engine import Engine, EngineConfig
+from optpipe_runtime.server import ServerConfig, create_app
 
 from .kit import MODEL, LetterExecutor, Served, ids, serve, wait_until
 from .test_bad_input import text
@@ -157,3 +159,11 @@ def test_a_closed_engine_is_a_503() -> None:
         assert answer.status_code == 503
         assert "Retry-After" in answer.headers
         assert served.get("/health").status_code == 503
+
+
+def test_an_engine_without_a_tokenizer_cannot_be_served() -> None:
+    with (
+        Engine.over(LetterExecutor(), config=EngineConfig(num_blocks=8)) as engine,
+        pytest.raises(ArtifactError, match="no tokenizer"),
+    ):
+        create_app(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -21,7 +22,7 @@ from ..params import sampling_params, structured_output
 from ..request_info import RequestInfo
 from ..schema.chat import ChatAnswer, ChatRequest, NamedTool
 from ..service import Service
-from ..tool_calls import named_schema, required_schema
+from ..tool_calls import OPEN, named_schema, required_schema
 
 router = APIRouter()
 
@@ -60,12 +61,15 @@ def prepare(service: Service, raw: bytes, info: RequestInfo) -> Prepared:
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         structured=forced or shape,
     )
+    if calls == "auto" and service.encoder.is_special(OPEN):
+        params = replace(params, skip_special_tokens=False)  # or the marks of calls would be left out
     prompt = chat_prompt(
         service.encoder,
         service.tokenizer,
         asked.messages,
         None if calls == "none" else asked.tools,
         asked.chat_template_kwargs,
+        most=service.config.max_prompt_tokens,
     )
     options = ChatOptions(
         name=f"chatcmpl-{uuid.uuid4().hex}",
@@ -78,20 +82,10 @@ def prepare(service: Service, raw: bytes, info: RequestInfo) -> Prepared:
         function=function,
         parallel=asked.parallel_tool_calls is not False,
     )
-    stream = bool(asked.stream)
-    info.facts |= {"stream": stream, "messages": len(asked.messages), "n": params.n}
-    job = Job(
-        service,
-        options.name,
-        [prompt],
-        params,
-        arrived=info.arrived,
-        priority=asked.priority or 0,
-        salt=(asked.cache_salt or "").encode(),
-        stream=stream,
-    )
-    usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    return Prepared(job, ChatStyle(options, service.texts), stream, usage, heavy=bool(asked.logprobs))
+    info.facts |= {"stream": bool(asked.stream), "messages": len(asked.messages), "n": params.n}
+    job = Job(service, options.name, [prompt], params, asked, info)
+    style = ChatStyle(options, service.texts)
+    return Prepared(job, style, bool(asked.stream), asked.wants_usage, heavy=bool(asked.logprobs))
 
 
 def _check(asked: ChatRequest, service: Service) -> None:

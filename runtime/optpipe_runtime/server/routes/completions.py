@@ -69,21 +69,10 @@ def prepare(service: Service, raw: bytes, info: RequestInfo) -> Prepared:
         prompt_logprobs=asked.prompt_logprobs is not None,
         nothing_new=max_tokens == 0,
     )
-    stream = bool(asked.stream)
-    info.facts |= {"stream": stream, "prompts": len(prompts), "n": params.n}
-    job = Job(
-        service,
-        options.name,
-        prompts,
-        params,
-        arrived=info.arrived,
-        priority=asked.priority or 0,
-        salt=(asked.cache_salt or "").encode(),
-        stream=stream,
-    )
+    info.facts |= {"stream": bool(asked.stream), "prompts": len(prompts), "n": params.n}
+    job = Job(service, options.name, prompts, params, asked, info)
     style = CompletionStyle(options, prompts, service.texts)
-    usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    return Prepared(job, style, stream, usage, heavy=bool(shown or asked.logprobs))
+    return Prepared(job, style, bool(asked.stream), asked.wants_usage, heavy=bool(shown or asked.logprobs))
 
 
 def _check(asked: CompletionRequest) -> None:
@@ -107,6 +96,8 @@ def _prompts(service: Service, asked: CompletionRequest) -> list[PromptInput]:
     special = asked.add_special_tokens is not False
     encode = service.encoder.text
     return [
-        encode(it, add_special_tokens=special) if isinstance(it, str) else PromptInput(tuple(it), None)
+        encode(it, add_special_tokens=special, most=service.config.max_prompt_tokens)
+        if isinstance(it, str)
+        else PromptInput(tuple(it), None)
         for it in several
     ]

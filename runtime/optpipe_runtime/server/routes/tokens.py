@@ -24,7 +24,8 @@ _ERRORS = errors(400, 401, 403, 404, 408, 413, 415, 429, 431)
 async def tokenize(request: Request) -> TokenizeAnswer:
     """Text, or a conversation, as token ids."""
     service = service_of(request)
-    return await service.prepare(partial(_tokenize, service, await read_body(request, service.config)))
+    raw = await read_body(request, service.config)
+    return await service.prepare(partial(_tokenize, service, raw), size=len(raw))
 
 
 @router.post(
@@ -33,7 +34,8 @@ async def tokenize(request: Request) -> TokenizeAnswer:
 async def detokenize(request: Request) -> DetokenizeAnswer:
     """Token ids as text."""
     service = service_of(request)
-    return await service.prepare(partial(_detokenize, service, await read_body(request, service.config)))
+    raw = await read_body(request, service.config)
+    return await service.prepare(partial(_detokenize, service, raw), size=len(raw))
 
 
 def _tokenize(service: Service, raw: bytes) -> TokenizeAnswer:

@@ -71,3 +71,8 @@ class SamplingFields(Strict):
     priority: Annotated[int, Field(ge=-LARGE, le=LARGE)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     user: str | None = Field(default=None, description="Accepted; has no effect.")
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream shall end with what it took."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
