@@ -98,10 +98,18 @@ class GrammarCompiler:
         self, tokenizer_json: str, vocab_size: int, eos: Collection[int], *, seconds: float = SECONDS
     ) -> None:
         load()
-        self._tokenizer = tokenizer(tokenizer_json, vocab_size, sorted(eos))
-        self._words = -(-self._tokenizer.vocab_size // 32)
         setup = {"tokenizer": tokenizer_json, "vocab_size": vocab_size, "eos": sorted(eos)}
         self._checker = Checker(json.dumps(setup), seconds)
+        starter = threading.Thread(target=self._checker.start)  # both read the tokenizer, which takes long
+        starter.start()
+        try:
+            self._tokenizer = tokenizer(tokenizer_json, vocab_size, sorted(eos))
+        except RequestError:
+            starter.join()
+            self._checker.close()
+            raise
+        starter.join()
+        self._words = -(-self._tokenizer.vocab_size // 32)
         self._kept: OrderedDict[tuple[str, str], _Compiled] = OrderedDict()
         self._lock = threading.Lock()
 

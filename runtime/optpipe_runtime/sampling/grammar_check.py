@@ -38,6 +38,11 @@ class Checker:
         self._child: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
+    def start(self) -> None:
+        """Start the child ahead of the first check, which says so if that does not work."""
+        with contextlib.suppress(RequestError):
+            self._started()
+
     def check(self, kind: str, source: str) -> tuple[str | None, int]:
         """What is wrong with a grammar, or None; and about how many bytes it takes.
 

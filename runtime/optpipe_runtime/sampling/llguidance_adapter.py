@@ -50,12 +50,12 @@ def tokenizer(tokenizer: str, vocab_size: int, eos: Sequence[int]) -> Any:
 
     try:
         backend = Tokenizer.from_str(tokenizer)
-        backend.no_padding()
-        backend.no_truncation()
         known = max(backend.get_vocab().values()) + 1
-        return load().LLTokenizer(
-            backend.to_str(), n_vocab=max(vocab_size, known), eos_token=list(eos) or None
-        )
+        if backend.padding or backend.truncation:
+            backend.no_padding()
+            backend.no_truncation()
+            tokenizer = backend.to_str()  # takes seconds where the vocabulary is large
+        return load().LLTokenizer(tokenizer, n_vocab=max(vocab_size, known), eos_token=list(eos) or None)
     except RequestError:
         raise
     except Exception as error:  # the libraries raise bare exceptions
