@@ -149,6 +149,29 @@ def test_a_better_priority_takes_the_place_of_a_running_one() -> None:
     assert plan.preempted == (1,) and lengths(plan) == {3: 1, 0: 1}
 
 
+@pytest.mark.parametrize(("length", "makes_way"), [(16, (1,)), (20, ())])
+def test_what_a_better_prompt_has_yet_to_get_is_not_to_be_had(
+    length: int, makes_way: tuple[int, ...]
+) -> None:
+    books = scheduler(num_blocks=10, watermark=0, max_num_batched_tokens=9, max_num_seqs=2, policy="priority")
+    books.add(Sequence(1, prompt(2, 50), max_len=20, priority=2))
+    step(books)
+    books.add(Sequence(0, prompt(24), max_len=30, priority=0))
+    assert lengths(step(books)) == {0: 8, 1: 1}  # 3 blocks are used, 4 are promised
+    books.add(Sequence(2, prompt(length, 90), max_len=30, priority=1))
+    assert step(books).preempted == makes_way
+
+
+@pytest.mark.parametrize(("length", "makes_way"), [(12, (1,)), (16, ())])
+def test_nobody_makes_way_to_below_the_watermark(length: int, makes_way: tuple[int, ...]) -> None:
+    books = scheduler(num_blocks=10, watermark=0.2, max_num_seqs=2, policy="priority")
+    books.add(Sequence(0, prompt(17), max_len=30, priority=0))
+    books.add(Sequence(1, prompt(2, 50), max_len=20, priority=2))
+    step(books)  # 6 blocks are used, and 2 have to stay free beside the first
+    books.add(Sequence(2, prompt(length, 90), max_len=30, priority=1))
+    assert step(books).preempted == makes_way
+
+
 def test_only_those_after_it_make_way() -> None:
     books = scheduler(num_blocks=8, watermark=0, policy="priority")
     for number, priority in enumerate((0, 2)):
