@@ -1,6 +1,8 @@
-"""Kernels for the operations of the dialect.
+"""Kernels for the operations of the dialect, and the targets made of them.
 
-There are none yet: every operation runs on its reference body (``optpipe/dialect``), which is slow and
-right. The CPU kernels come with the CPU target, the Triton kernels with the GPU target; each will be one
-operation a file and enter through the ``optpipe_kernels`` hook of :mod:`optpipe_kernels.plugin`.
+    cpu/    C++ behind a plain C ABI; a flat plan runs a whole step in one call
+
+The Triton kernels come with the GPU target. Families and targets enter through the hooks of
+:mod:`optpipe_kernels.plugin`; where a kernel is missing, an operation runs on its reference body
+(``optpipe/dialect``), which is slow and right.
 """

@@ -26,6 +26,31 @@ if TYPE_CHECKING:
     from optpipe.weights.store import Weights
 
 
+class CpuKernels:
+    """What ``optpipe doctor`` lists."""
+
+    name = "cpu"
+    device = "cpu"
+    ops = (
+        "add_rms_norm",
+        "gated_act",
+        "gather_rows",
+        "kv_write",
+        "layer_norm",
+        "moe",
+        "paged_attention",
+        "quant_embedding",
+        "quant_linear",
+        "quant_moe",
+        "rms_norm",
+        "rope",
+    )
+
+    def why_not(self) -> str | None:
+        """Why the kernels cannot run on this machine, or None when they can."""
+        return None if find() is not None else "optpipe was installed without its CPU kernels"
+
+
 class CpuTarget:
     """``--target cpu``."""
 
@@ -33,7 +58,7 @@ class CpuTarget:
 
     def why_not(self) -> str | None:
         """Why it cannot run here, or None when it can."""
-        return None if find() is not None else "optpipe was installed without its CPU kernels"
+        return CpuKernels().why_not()
 
     def load_artifact(self, artifact: Artifact, **options: Any) -> CpuExecutor:
         """An executor of an artifact, without torch; its packed weights come from the cache folder.
