@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping
@@ -140,7 +141,8 @@ def _run(engine: Engine, ids: list[int], params: SamplingParams, as_json: bool) 
     from .engine.outputs import joined
 
     deltas = []
-    with engine.submit(ids, params) as submission:
+    most = min(params.max_tokens or 1, engine.context_length)  # a short context ends the text, without a word
+    with engine.submit(ids, dataclasses.replace(params, max_tokens=most)) as submission:
         for delta in submission:
             deltas.append(delta)
             if not as_json:

@@ -257,6 +257,7 @@ class Loop:
         if self._failures >= self._config.max_failures:
             self._reason = f"the last {self._failures} steps failed: {_what(error)}"
         failure = EngineError(f"The step that this request was part of failed: {_what(error)}.")
+        failure.__cause__ = error  # for --debug
         requests = {self._choices[it.sequence.id].request for it in plan.steps}
         self._drop(requests, "error", failure)
 
