@@ -65,7 +65,7 @@ struct FloatSource {
     int64_t stride, chunk;
     FloatTiles by_size[FLOAT_TILES][FLOAT_ROWS];
 
-    OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, float *sums) const {
+    OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, bool, float *sums) const {
         for (int64_t s = 0; s < tiles; s += FLOAT_TILES) {
             const int64_t some = least(FLOAT_TILES, tiles - s);
             by_size[some - 1][rows - 1](w.tile(tile + s), w.head->tile_bytes, x + row * stride, stride, w.head->inputs,

@@ -11,11 +11,11 @@
  * Source of the layout and of unsigned codes without a sign trick: VPDPBUSD multiplies unsigned by signed bytes.
  */
 #if defined(__AVX512F__)
-enum { QUANT_ROWS = 6, QUANT_TILES = 2 }; /* 12 sums of int32, 12 of float, codes and a quad in 32 registers */
+enum { QUANT_ROWS = 6, QUANT_TILES = 2, QUANT_AHEAD = 2 }; /* 12 sums of int32, 12 of float, codes and a quad in 32 registers */
 #elif defined(__AVX2__)
-enum { QUANT_ROWS = 4, QUANT_TILES = 1 }; /* half a tile at a time: 4 and 4 in 16 registers */
+enum { QUANT_ROWS = 4, QUANT_TILES = 1, QUANT_AHEAD = 2 }; /* half a tile at a time: 4 and 4 in 16 registers */
 #else
-enum { QUANT_ROWS = 2, QUANT_TILES = 1 };
+enum { QUANT_ROWS = 2, QUANT_TILES = 1, QUANT_AHEAD = 2 };
 #endif
 
 /* R rows against the part of a block that begins at p: one quad a row, the same for all outputs. */
@@ -49,9 +49,9 @@ static OPTPIPE_INLINE void dot_block(typename Dot<BITS>::Sum (&dots)[R][S], cons
     }
 }
 
-/* R rows against S tiles. */
+/* R rows against S tiles. ahead: bytes from here to the weights that this thread needs next, or 0. */
 template <int R, int S, int BITS, bool MINIMUM>
-static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t stride, float *sums) {
+static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t stride, int64_t ahead, float *sums) {
     const int64_t tile_bytes = w.head->tile_bytes, blocks = w.blocks, every = w.head->group / 32;
     const bool wide = w.head->wide != 0;
     for (int lane = 0; lane < TILE; lane += W) {
@@ -65,10 +65,14 @@ static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t
                 for (int s = 0; s < S; ++s) {
                     scale[s] = load_scales(scales + s * tile_bytes, wide, g, lane);
                     if (MINIMUM) minimum[s] = load_scales(minima + s * tile_bytes, wide, g, lane);
+                    if (ahead != 0) prefetch(scales + s * tile_bytes + g * w.scale_bytes() + ahead);
                 }
                 left = every;
                 ++g;
             }
+            if (ahead != 0)
+                for (int s = 0; s < S; ++s)
+                    for (int j = 0; j < BITS; ++j) prefetch(codes + s * tile_bytes + 64 * j + ahead);
             const uint8_t *x = q + b * 32, *rest = q + blocks * 32 + b * 4;
             typename Dot<BITS>::Sum dots[R][S];
             I offset[R];
@@ -97,7 +101,7 @@ static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t
     }
 }
 
-typedef void (*QuantTiles)(const Packed &, int64_t, const uint8_t *, int64_t, float *);
+typedef void (*QuantTiles)(const Packed &, int64_t, const uint8_t *, int64_t, int64_t, float *);
 
 template <int R, int S> static void quant_tiles_of(const Head &head, QuantTiles (*to)[QUANT_ROWS]) {
     if (head.bits == 4) to[S - 1][R - 1] = head.minimum ? quant_tiles<R, S, 4, true> : quant_tiles<R, S, 4, false>;
@@ -114,10 +118,11 @@ struct QuantSource {
     int64_t stride, chunk;
     QuantTiles by_size[QUANT_TILES][QUANT_ROWS];
 
-    OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, float *sums) const {
+    /* The first rows of a chunk fetch the tiles after these: a tile is too short for the processor's own guesses. */
+    OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, bool first, float *sums) const {
         for (int64_t s = 0; s < tiles; s += QUANT_TILES) {
-            const int64_t some = least(QUANT_TILES, tiles - s);
-            by_size[some - 1][rows - 1](w, tile + s, q + row * stride, stride, sums + s * ROWS * TILE);
+            const int64_t some = least(QUANT_TILES, tiles - s), ahead = first ? QUANT_AHEAD * w.head->tile_bytes : 0;
+            by_size[some - 1][rows - 1](w, tile + s, q + row * stride, stride, ahead, sums + s * ROWS * TILE);
         }
     }
 };

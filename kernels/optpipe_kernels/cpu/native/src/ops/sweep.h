@@ -1,6 +1,6 @@
 /* The order in which linear kernels walk a weight, whatever its form.
  *
- * A source multiplies: block(tile, tiles, row, rows, sums) gives the sums of up to TILES tiles for up to ROWS rows,
+ * A source multiplies: block(tile, tiles, row, rows, first, sums) gives the sums of up to TILES tiles for up to ROWS rows,
  * sums[tile][ROWS][16]. Rows are taken in chunks that stay in the second-level cache with the tile's weights, so that
  * a prompt reads its weights once a chunk; one to ROWS rows read them once. finish(row, tile, tiles, sums) is called
  * for each row of a block; its tiles are ROWS · 16 floats apart. The sum of an output depends on its row alone.
@@ -16,7 +16,7 @@ static void sweep(const Source &source, Range tiles, int64_t rows, const Finish 
             const int64_t some = least(S, tiles.end - tile);
             for (int64_t row = begin; row < end; row += N) {
                 const int64_t held = least(N, end - row);
-                source.block(tile, some, row, held, sums);
+                source.block(tile, some, row, held, row == begin, sums);
                 for (int64_t r = 0; r < held; ++r) finish(row + r, tile, some, sums + r * TILE);
             }
         }
