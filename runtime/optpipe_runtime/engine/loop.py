@@ -58,7 +58,7 @@ class Loop:
         self._stopping = False
         self._open: dict[str, Request] = {}
         self._choices: dict[int, Choice] = {}  # those that the scheduler has, by sequence id
-        self._deadlines: list[tuple[float, int, Request]] = []  # a heap
+        self._deadlines: list[tuple[float, int, str]] = []  # a heap: when, first sequence, request
         self._out: StepPlan | None = None  # planned, neither committed nor rolled back
         self._progress = time.monotonic()
         self._failures = 0  # steps, in a row
@@ -268,7 +268,7 @@ class Loop:
             if (request := self._open.get(item)) is not None:
                 self._drop([request], "abort", None)
             return
-        if not item.choices[0].open:
+        if item.id not in self._open:
             return  # a message that came with it gave it up
         if item.mailbox.given_up:
             self._drop([item], "abort", None)
@@ -279,7 +279,7 @@ class Loop:
             self._drop([item], "error", error)
             return
         if item.deadline is not None:
-            heapq.heappush(self._deadlines, (item.deadline, item.choices[0].sequence.id, item))
+            heapq.heappush(self._deadlines, (item.deadline, item.choices[0].sequence.id, item.id))
 
     def _add(self, choice: Choice) -> None:
         self._scheduler.add(choice.sequence)
@@ -289,11 +289,13 @@ class Loop:
         """Give up requests whose time is over."""
         line = self._deadlines
         while line and line[0][0] <= now:
-            request = heapq.heappop(line)[2]
-            message = f"The request took longer than its limit of {request.timeout:g} s."
-            self._drop([request], "error", TimeLimitError(message))
+            _, first, name = heapq.heappop(line)
+            request = self._open.get(name)
+            if request is not None and request.choices[0].sequence.id == first:  # not a later one of its name
+                message = f"The request took longer than its limit of {request.timeout:g} s."
+                self._drop([request], "error", TimeLimitError(message))
         if len(line) > 2 * len(self._open) + 64:  # most of them have ended
-            self._deadlines = [it for it in line if it[2].id in self._open]
+            self._deadlines = [it for it in line if it[2] in self._open]
             heapq.heapify(self._deadlines)
 
     def _drop(self, requests: Iterable[Request], reason: FinishReason, error: OptpipeError | None) -> None:
@@ -333,6 +335,7 @@ class Loop:
         over = not any(it.open for it in request.choices)
         if over:
             self._open.pop(request.id, None)
+            request.choices = []  # they know the request: without the cycle nobody has to look for garbage
         queued = int(choice.scheduled is None)
         self._gate.end(queued=queued, running=1 - queued, name=request.id if over else None)
         timing = choice.timing(time.monotonic())

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from optpipe.errors import CapacityError, EngineError, RequestError, TimeLimitError
-from optpipe_runtime.engine import Engine, EngineConfig
+from optpipe_runtime.engine import Delta, Engine, EngineConfig
+from optpipe_runtime.engine.request import Choice, Request
 from optpipe_runtime.sampling import SamplingParams
 
 from ..tape import TapeExecutor
@@ -252,3 +253,19 @@ def test_prompts_are_made_tokens_off_the_event_loop(make_engine, byte_tokenizer,
     assert seen[0].startswith("optpipe-intake")
     engine.submit("abc", SHORT).result()
     assert seen[1] == threading.current_thread().name
+
+
+def test_what_has_ended_is_freed_at_once(make_engine):
+    """Without the garbage collector, whose pauses would come between tokens."""
+    engine = make_engine()
+    params = SamplingParams(n=3, max_tokens=5, logprobs=1)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.submit([1] * 50, params).result()
+        with engine.submit([2] * 50, params):
+            pass  # given up
+        assert engine.drain(timeout=5)
+        until(lambda: not any(isinstance(it, Choice | Request | Delta) for it in gc.get_objects()))
+    finally:
+        gc.enable()
