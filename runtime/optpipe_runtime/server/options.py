@@ -39,12 +39,11 @@ ENGINE_FLAGS = {
     "kv_dtype": "How the cache stores numbers, where the target has a choice.  [default: the target's]",
     "num_blocks": "KV blocks, instead of --kv-memory.  [default: worked out]",
     "watermark": "Share of the KV blocks that stays free when a sequence is admitted.",
-    "draft_model": "With --speculation draft: an artifact of the same vocabulary.  [default: none]",
     "max_draft_tokens": "Draft tokens a sequence and step.",
     "seed": "From which requests without a seed get theirs.  [default: a random one]",
     "sampler_threads": "Threads that share a step's sampling.",
 }
-_OPTIONAL: dict[str, Any] = {"kv_dtype": str, "draft_model": str}  # those of None that are not counts; all others are
+_OPTIONAL: dict[str, Any] = {"kv_dtype": str}  # those of None that are not counts; all others are
 
 
 def options() -> list[click.Option]:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 # Settings that have a flag written out in the command, or none at all.
 ELSEWHERE = {
     *("model_name", "api_keys", "allowed_hosts"),  # of the server
-    *("policy", "prefix_caching", "kv_memory", "speculation"),  # of the engine
+    *("policy", "prefix_caching", "kv_memory", "speculation", "draft_model"),  # of the engine
     *("request_timeout", "stall_timeout"),  # the server's own stand for them
 }
 INTERNAL = {"max_failures", "intake_threads"}
