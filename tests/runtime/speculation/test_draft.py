@@ -32,7 +32,7 @@ def test_drafts_what_the_model_would_say_for_all_at_once():
 def test_the_cache_follows_the_text_whatever_was_kept():
     """The tape fails when a slot that a row reads was not written for that text."""
     executor, random_ = TapeExecutor(), random.Random(1)
-    proposer = make(executor)
+    proposer = make(executor, num_blocks=400)
     texts = [text(5, seed=i) for i in range(4)]
     for _ in range(30):
         asks = [Ask(i, it, random_.randint(1, 5)) for i, it in enumerate(texts) if random_.random() < 0.8]
@@ -48,7 +48,7 @@ def test_the_cache_follows_the_text_whatever_was_kept():
     for i in range(4):
         proposer.finish(i)
         proposer.finish(i)
-    assert proposer.free_blocks == 64
+    assert proposer.free_blocks == 400
 
 
 def test_accepted_drafts_are_not_computed_again():
