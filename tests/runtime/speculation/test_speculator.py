@@ -1,6 +1,6 @@
 import logging
 
-from optpipe_runtime.core import Outcome, Sequence, SequenceStep, StepPlan
+from optpipe_runtime.core import Outcome, Sequence, SequenceStep, Status, StepPlan
 from optpipe_runtime.speculation import Controller, FixedController, Speculator
 
 from .scripted import ScriptedProposer
@@ -76,6 +76,11 @@ def test_sequences_that_end_are_forgotten_however_they_end():
         assert (speculator.proposer.asked == set()) == finished
     speculator.finish(0)
     speculator.finish(0)
+    assert speculator.proposer.asked == set()
+    longest = sequence(5)
+    step(speculator, [longest])
+    longest.status = Status.FINISHED  # the scheduler's word, at ``max_len``
+    step(speculator, [longest])
     assert speculator.proposer.asked == set()
     assert speculator._states == {}
 
