@@ -1,6 +1,7 @@
 """The engine: requests in, text out, over any target's executor.
 
-    engine.py      what callers see, and how its parts are put together
+    engine.py      what callers see
+    parts.py       how an engine is put together, and taken apart
     config.py      every setting
     outputs.py     what comes out: deltas, completions, usage
     submission.py  a request as its caller holds it
@@ -8,6 +9,7 @@
     intake.py      from what is asked to sequences; beside the engine's thread
     loop.py        the engine's thread: takes in, plans, runs, samples, tells
     request.py     a request inside the engine
+    deadlines.py   when requests are given up
     batch.py       a step's plan as the executor's arrays
     runner.py      one step of the executor
     text.py        tokens to text, with stop strings held back

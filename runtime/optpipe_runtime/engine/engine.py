@@ -21,7 +21,6 @@ import secrets
 import time
 import weakref
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,29 +30,19 @@ from optpipe.artifact import Artifact, load_artifact
 from optpipe.errors import CapacityError, EngineError, OptpipeError
 from optpipe.targets.protocol import Executor
 
-from ..core import Scheduler, SchedulerConfig
-from ..sampling import Sampler, SamplingParams
+from ..sampling import SamplingParams
 from ..tokenizer import Tokenizer, context_length, load_tokenizer, stop_ids
-from .batch import Batch
 from .config import EngineConfig
 from .delivery import Mailbox, Outbox
-from .drafting import make_speculator
-from .gate import Gate
-from .intake import Asked, Intake, Prompt
-from .loop import Loop
-from .memory import MemoryPlan, plan_memory
+from .intake import Asked, Prompt
 from .outputs import RequestOutput
+from .parts import CLOSED, Model, put_together
 from .request import Request
-from .runner import Runner
 from .stats import EngineStats, Health
 from .submission import Submission
-from .whole_sequences import WholeSequences
 
 log = logging.getLogger("optpipe.engine")
-_LOGITS_BYTES = 256 << 20  # of a step's rows of logits, about; prompts with log-probabilities go by it
-_CLOSED = "The engine is closed."
 _QUICK_TOKENS = 8192  # about a millisecond's work
-STOP_SECONDS = 10.0  # that a step has to come back when the engine stops
 
 
 class Engine:
@@ -90,15 +79,9 @@ class Engine:
         opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
         executor = optpipe.load(opened, target=target, **target_options)
         tokenizer = load_tokenizer(opened.path) if (opened.path / "tokenizer.json").is_file() else None
-        self._start(
-            executor,
-            tokenizer,
-            config,
-            eos=stop_ids(opened.path, tokenizer),
-            context=context_length(opened.path),
-            model_name=Path(opened.path).resolve().name,
-            target=target,
-        )
+        eos, context = stop_ids(opened.path, tokenizer), context_length(opened.path)
+        name = Path(opened.path).resolve().name
+        self._start(Model(executor, tokenizer, eos, context, name, target), config)
 
     @classmethod
     def over(
@@ -113,57 +96,18 @@ class Engine:
     ) -> Self:
         """An engine over an executor of one's own."""
         engine = cls.__new__(cls)
-        engine._start(executor, tokenizer, config, eos=eos, context=context_length, model_name=model_name)
+        engine._start(Model(executor, tokenizer, frozenset(eos), context_length, model_name), config)
         return engine
 
-    def _start(
-        self,
-        executor: Executor,
-        tokenizer: Tokenizer | None,
-        config: EngineConfig,
-        *,
-        eos: Collection[int],
-        context: int | None,
-        model_name: str,
-        target: str = "auto",
-    ) -> None:
-        if executor.cache_spec is None:
-            log.warning("the artifact has no `paged` pass: every token computes its whole sequence again")
-            executor = WholeSequences(executor)
-        rows = max(config.max_num_seqs, min(2048, _LOGITS_BYTES // (4 * executor.vocab_size)))
-        memory = plan_memory(executor, config, rows=rows, context=context)
-        log.info("%s", memory)
-        executor.allocate(memory.num_blocks, kv_dtype=memory.kv_dtype)
-        limits = [memory.num_blocks * memory.block_size, context, config.max_context]
-        self.executor, self.tokenizer, self.config, self.memory = executor, tokenizer, config, memory
-        self.eos, self.vocab_size, self.model_name = frozenset(eos), executor.vocab_size, model_name
-        self.context_length = min(it for it in limits if it is not None)
-        sampler = Sampler(executor.vocab_size, threads=config.sampler_threads)
-        self._intake = Intake(sampler, tokenizer, self.eos, self.context_length, config.seed)
-        self._gate = Gate(config.max_num_seqs, config.max_waiting)
-        batch = Batch(memory.block_size, config.max_num_seqs, memory.num_blocks)
-        speculator = make_speculator(
-            config,
-            self.eos,
-            tokenizer=tokenizer,
-            vocab_size=executor.vocab_size,
-            cache_bytes=memory.cache,
-            target=target,
-        )
-        self._loop = Loop(
-            Scheduler(_scheduler_config(config, memory, rows)),
-            Runner(executor, sampler, batch),
-            batch,
-            speculator,
-            self._gate,
-            config,
-        )
-        self._threads = ThreadPoolExecutor(config.intake_threads, thread_name_prefix="optpipe-intake")
-        self._names = itertools.count()
-        self._prefix = secrets.token_hex(4)
-        self._finalizer = weakref.finalize(
-            self, _shut, self._gate, self._loop, self._threads, self._intake, sampler
-        )
+    def _start(self, model: Model, config: EngineConfig) -> None:
+        parts = put_together(model, config)
+        self.executor, self.tokenizer, self.config = parts.executor, model.tokenizer, config
+        self.eos, self.vocab_size, self.model_name = model.eos, parts.executor.vocab_size, model.name
+        self.memory, self.context_length = parts.memory, parts.context_length
+        self._intake, self._gate, self._loop = parts.intake, parts.gate, parts.loop
+        self._threads = parts.threads
+        self._names, self._prefix = itertools.count(), secrets.token_hex(4)
+        self._finalizer = weakref.finalize(self, parts.shut)
 
     def submit(
         self,
@@ -222,7 +166,7 @@ class Engine:
             log.exception("a request could not be prepared")
             error = EngineError(f"The request could not be prepared: {type(caught).__name__}.")
         if error is None and not self._loop.enter(request):
-            error = EngineError(_CLOSED)
+            error = EngineError(CLOSED)
         if error is None:
             request.mailbox.accept(tuple(request.prompt), outbox)
         else:
@@ -300,32 +244,6 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _shut(gate: Gate, loop: Loop, threads: ThreadPoolExecutor, intake: Intake, sampler: Sampler) -> None:
-    """Stop an engine, whether it was closed or forgotten."""
-    gate.shut(_CLOSED)
-    threads.shutdown(wait=False)  # what waits for them is refused, not forgotten
-    intake.close()
-    if loop.stop(timeout=STOP_SECONDS):
-        sampler.close()
-    else:
-        log.error("a step has not come back for %g s; its thread is left behind", STOP_SECONDS)
-        loop.abandon(EngineError(_CLOSED))
-
-
-def _scheduler_config(config: EngineConfig, memory: MemoryPlan, rows: int) -> SchedulerConfig:
-    return SchedulerConfig(
-        num_blocks=memory.num_blocks,
-        block_size=memory.block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
-        max_logit_rows=rows,
-        watermark=config.watermark,
-        policy=config.policy,
-        prefix_caching=config.prefix_caching,
-        max_waiting=1 << 40,  # the gate counts
-    )
 
 
 def _takes_time(prompt: Prompt, params: SamplingParams) -> bool:

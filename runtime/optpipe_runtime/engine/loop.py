@@ -8,7 +8,6 @@ fails everything that is open; the thread goes on.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 import time
@@ -21,6 +20,7 @@ from ..sampling import Sampled
 from ..speculation import Speculator
 from .batch import Batch
 from .config import EngineConfig
+from .deadlines import Deadlines
 from .delivery import Outbox
 from .gate import Gate
 from .outputs import FinishReason
@@ -58,7 +58,7 @@ class Loop:
         self._stopping = False
         self._open: dict[str, Request] = {}
         self._choices: dict[int, Choice] = {}  # those that the scheduler has, by sequence id
-        self._deadlines: list[tuple[float, int, str]] = []  # a heap: when, first sequence, request
+        self._deadlines = Deadlines()
         self._out: StepPlan | None = None  # planned, neither committed nor rolled back
         self._progress = time.monotonic()
         self._failures = 0  # steps, in a row
@@ -278,8 +278,7 @@ class Loop:
         except OptpipeError as error:
             self._drop([item], "error", error)
             return
-        if item.deadline is not None:
-            heapq.heappush(self._deadlines, (item.deadline, item.choices[0].sequence.id, item.id))
+        self._deadlines.add(item)
 
     def _add(self, choice: Choice) -> None:
         self._scheduler.add(choice.sequence)
@@ -287,16 +286,9 @@ class Loop:
 
     def _expire(self, now: float) -> None:
         """Give up requests whose time is over."""
-        line = self._deadlines
-        while line and line[0][0] <= now:
-            _, first, name = heapq.heappop(line)
-            request = self._open.get(name)
-            if request is not None and request.choices[0].sequence.id == first:  # not a later one of its name
-                message = f"The request took longer than its limit of {request.timeout:g} s."
-                self._drop([request], "error", TimeLimitError(message))
-        if len(line) > 2 * len(self._open) + 64:  # most of them have ended
-            self._deadlines = [it for it in line if it[2] in self._open]
-            heapq.heapify(self._deadlines)
+        for request in self._deadlines.due(now, self._open):
+            message = f"The request took longer than its limit of {request.timeout:g} s."
+            self._drop([request], "error", TimeLimitError(message))
 
     def _drop(self, requests: Iterable[Request], reason: FinishReason, error: OptpipeError | None) -> None:
         """End every open choice of some requests, wherever it is, between two steps or instead of one."""

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-import optpipe_runtime.engine.engine as engine_module
+import optpipe_runtime.engine.parts as parts
 from optpipe.errors import CapacityError
 from optpipe_runtime.core import Scheduler
 from optpipe_runtime.sampling import SamplingParams
@@ -73,7 +73,7 @@ def client(engine, seed, found):
     "config", [{"policy": "fcfs"}, {"policy": "priority", "speculation": "ngram"}], ids=str
 )
 def test_chaos(make_engine, monkeypatch, config):
-    monkeypatch.setattr(engine_module, "Scheduler", Checked)
+    monkeypatch.setattr(parts, "Scheduler", Checked)
     executor = Shaky()
     engine = make_engine(
         executor,

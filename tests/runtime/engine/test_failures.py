@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-import optpipe_runtime.engine.engine as engine_module
+import optpipe_runtime.engine.parts as parts
 from optpipe.errors import EngineError, KernelError, RequestError
 from optpipe_runtime.core import Scheduler
 from optpipe_runtime.engine import Engine, EngineConfig
@@ -130,7 +130,7 @@ def test_a_step_that_hangs_is_unhealthy_and_close_does_not_wait_for_ever(monkeyp
     assert not health.ok
     assert health.stalled > 0.05
     assert "no step has ended" in health.reason
-    monkeypatch.setattr(engine_module, "STOP_SECONDS", 0.05)
+    monkeypatch.setattr(parts, "STOP_SECONDS", 0.05)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         submission.result(timeout=5)
@@ -146,7 +146,7 @@ def test_a_defect_of_the_engine_fails_what_is_open_and_the_engine_goes_on(make_e
                 raise ZeroDivisionError("oops")
             super().commit(plan, outcomes)
 
-    monkeypatch.setattr(engine_module, "Scheduler", Broken)
+    monkeypatch.setattr(parts, "Scheduler", Broken)
     engine = make_engine()
     completion = engine.submit([1], SHORT).result().completions[0]
     assert completion.finish_reason == "error"
@@ -166,7 +166,7 @@ def test_an_engine_that_cannot_go_on_says_so_and_nobody_hangs(make_engine, monke
         def rollback(self, plan):
             raise ZeroDivisionError("oops again")
 
-    monkeypatch.setattr(engine_module, "Scheduler", Broken)
+    monkeypatch.setattr(parts, "Scheduler", Broken)
     engine = make_engine()
     submission = engine.submit([1], SHORT)
     with pytest.raises(EngineError, match="The engine failed"):

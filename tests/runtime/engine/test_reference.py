@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import optpipe
-import optpipe_runtime.engine.engine as engine_module
+import optpipe_runtime.engine.parts as parts
 from optpipe.testing import save_tiny
 from optpipe_runtime.core import Scheduler
 from optpipe_runtime.engine import Engine, EngineConfig
@@ -103,7 +103,7 @@ def test_preempted_at_many_steps(serve, alone, monkeypatch):
 
     asked = prompts(3, longest=30)
     expected = expected_of(serve, alone, asked, LENGTH)
-    monkeypatch.setattr(engine_module, "Scheduler", Preempting)
+    monkeypatch.setattr(parts, "Scheduler", Preempting)
     assert_same(serve(asked), expected)
 
 

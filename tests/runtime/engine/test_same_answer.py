@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-import optpipe_runtime.engine.engine as engine_module
+import optpipe_runtime.engine.parts as parts
 from optpipe_runtime.core import Scheduler
 from optpipe_runtime.sampling import SamplingParams
 
@@ -96,7 +96,7 @@ def test_preempted_at_every_step(make_engine, monkeypatch, params):
             self.count += 1
             return super().plan(*arguments)
 
-    monkeypatch.setattr(engine_module, "Scheduler", Preempting)
+    monkeypatch.setattr(parts, "Scheduler", Preempting)
     engine = make_engine(max_num_batched_tokens=16, max_num_seqs=4)
     scheduler = engine._loop._scheduler
     assert answers(engine.generate(asked, params)) == expected

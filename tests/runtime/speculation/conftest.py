@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import optpipe_runtime.engine.engine as engine_module
+import optpipe_runtime.engine.parts as parts
 from optpipe_runtime.engine import Engine, EngineConfig
 from optpipe_runtime.speculation import Speculator
 
@@ -20,13 +20,13 @@ BLOCKS = 512
 def make_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
     """→ an engine; keywords are the config's. Without a speculator the config says which."""
     engines = []
-    make_speculator = engine_module.make_speculator
+    make_speculator = parts.make_speculator
 
     def make(
         executor: Any = None, speculator: Speculator | None = None, *, eos: Any = (), **config: Any
     ) -> Engine:
         made = make_speculator if speculator is None else lambda *_, **__: speculator
-        monkeypatch.setattr(engine_module, "make_speculator", made)
+        monkeypatch.setattr(parts, "make_speculator", made)
         tokenizer = config.pop("tokenizer", None)
         settings = EngineConfig(**{"num_blocks": BLOCKS, "seed": 1, **config})
         executor = TapeExecutor() if executor is None else executor
