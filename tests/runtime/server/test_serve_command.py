@@ -42,11 +42,11 @@ from tests.runtime.server.kit import CONTEXT, EOS, LetterExecutor, tokenizer
 import optpipe_runtime.shortcut as shortcut
 shortcut.artifact_of = lambda model, **_: model
 real = engines.Engine
-class Fake(real):
-    def __init__(self, model, target, *, config):
-        executor = LetterExecutor(cost=lambda step: float(os.environ["STEP"]))
-        self._start(executor, tokenizer(), config, eos=[EOS], context=CONTEXT, model_name=model)
-engines.Engine = Fake
+def fake(model, target, *, config):
+    executor = LetterExecutor(cost=lambda step: float(os.environ["STEP"]))
+    options = dict(config=config, eos=[EOS], context_length=CONTEXT, model_name=model)
+    return real.over(executor, tokenizer(), **options)
+engines.Engine = fake
 from optpipe.cli.main import run
 sys.exit(run(["serve", "build/tiny", "--port", "0", "--num-blocks", "512", *sys.argv[1:]]))
 """
