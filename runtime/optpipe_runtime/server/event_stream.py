@@ -20,8 +20,7 @@ from .watch import ClientGoneError, OverdueError, watched
 log = logging.getLogger("optpipe.server")
 
 
-class SlowReaderError(Exception):
-    """The client leaves its end of the connection full."""
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class EventStream(Response):
@@ -44,38 +43,39 @@ class EventStream(Response):
         self._write_timeout, self._usage = write_timeout, usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything; a failure behind the first piece becomes an event of its own."""
+        """Send everything; a failure behind the head becomes an event of its own."""
         info = info_of(scope)
-        trouble: ApiError | None = None
+        writes = _Writes(scope, send, self._write_timeout)
         try:
-            async with watched(receive, self._until):
-                await self._write(
-                    send,
-                    {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers},
-                )
-                async with aclosing(self._events()) as events:
-                    async for event in events:
-                        await self._write(send, _body(event))
+            trouble = await self._pieces(receive, writes)
+            if trouble is not None:
+                info.failed = trouble.status
+                await writes.body(_event(trouble.body()))
+            await writes.body(b"data: [DONE]\n\n", more=False)
         except ClientGoneError:
             info.failed = 499
-            return
-        except SlowReaderError:
-            info.failed = 499
-            log.warning("the reader of a stream is too slow", extra={"request_id": info.id})
-            await _cut(scope)
-            return
-        except OverdueError:
-            trouble = ApiError(504, "The request took longer than this server allows.", code="timeout")
-        except ApiError as error:
-            trouble = error
         finally:
+            writes.stop()
             self._job.close()
             info.facts["usage"] = usage_json(self._job.usage())
-        if trouble is not None:
-            info.failed = trouble.status
-            await send(_body(_event(trouble.body())))
-        await send(_body(b"data: [DONE]\n\n"))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pieces(self, receive: Receive, writes: _Writes) -> ApiError | None:
+        """Send the head and what is generated; what went wrong behind the head.
+
+        Raises:
+            ClientGoneError: nobody is there any more.
+        """
+        try:
+            async with watched(receive, self._until):
+                await writes.start(self.status_code, self.raw_headers)
+                async with aclosing(self._events()) as events:
+                    async for event in events:
+                        await writes.body(event)
+        except OverdueError:
+            return ApiError(504, "The request took longer than this server allows.", code="timeout")
+        except ApiError as error:
+            return error
+        return None
 
     async def _events(self) -> AsyncGenerator[bytes]:
         for chunk in self._style.opening():
@@ -87,27 +87,46 @@ class EventStream(Response):
         if self._usage:
             yield _event(self._style.usage_chunk(self._job.usage()))
 
-    async def _write(self, send: Send, message: dict[str, object]) -> None:
-        try:
-            async with asyncio.timeout(self._write_timeout) as deadline:
-                await send(message)
-        except TimeoutError:
-            if deadline.expired():
-                raise SlowReaderError from None
-            raise
+
+class _Writes:
+    """The sending side of one answer, with an eye on how long the client leaves a piece untouched.
+
+    A timer looks now and then, which costs less than a time limit around every piece.
+    """
+
+    def __init__(self, scope: Scope, send: Send, timeout: float) -> None:
+        self._scope, self._send, self._timeout = scope, send, timeout
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None  # when the piece began that has not been taken yet
+        self._timer = self._loop.call_later(timeout / 2, self._look)
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the head."""
+        await self._write({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def body(self, data: bytes, *, more: bool = True) -> None:
+        """Send a piece."""
+        await self._write({"type": "http.response.body", "body": data, "more_body": more})
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+
+    async def _write(self, message: dict[str, object]) -> None:
+        self._since = self._loop.time()
+        await self._send(message)
+        self._since = None
+
+    def _look(self) -> None:
+        """Cut a connection that takes too long; then its answer ends like any other whose client has left."""
+        if self._since is not None and self._loop.time() - self._since > self._timeout:
+            log.warning("the reader of a stream is too slow", extra={"request_id": info_of(self._scope).id})
+            transport = self._scope.get("state", {}).get("transport")
+            if isinstance(transport, asyncio.Transport):
+                transport.abort()
+            return
+        self._timer = self._loop.call_later(self._timeout / 2, self._look)
 
 
 def _event(value: dict[str, object]) -> bytes:
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-def _body(data: bytes) -> dict[str, object]:
-    return {"type": "http.response.body", "body": data, "more_body": True}
-
-
-async def _cut(scope: Scope) -> None:
-    """Close the connection without waiting for what is still to be sent."""
-    transport = scope.get("state", {}).get("transport")
-    if isinstance(transport, asyncio.Transport):
-        transport.abort()
-        await asyncio.sleep(0)  # so that the server hears of it before this answer ends in the middle
+    return b"data: " + _encode(value).encode() + b"\n\n"

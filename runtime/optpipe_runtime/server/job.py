@@ -105,7 +105,7 @@ class Job:
         Raises:
             ApiError: the engine failed, or stopped.
         """
-        source = self._numbered(0) if len(self._submissions) == 1 else self._merged()
+        source = aiter(self._submissions[0]) if len(self._submissions) == 1 else self._merged()
         async for delta in source:
             self._note(delta)
             yield delta
