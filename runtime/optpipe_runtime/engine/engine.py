@@ -27,7 +27,7 @@ from typing import Any, Self
 
 import optpipe
 from optpipe.artifact import Artifact, load_artifact
-from optpipe.errors import CapacityError, EngineError, OptpipeError
+from optpipe.errors import CapacityError, EngineError, OptpipeError, RequestError
 from optpipe.targets.protocol import Executor
 
 from ..sampling import SamplingParams
@@ -183,10 +183,12 @@ class Engine:
 
         Raises:
             RequestError: one of the requests is impossible; the others are given up.
+            CapacityError: others fill the queue.
             EngineError: the engine was closed meanwhile.
         """
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else params
-        assert len(each) == len(prompts), f"{len(each) = }, {len(prompts) = }"
+        if len(each) != len(prompts):
+            raise RequestError(f"There are {len(prompts)} prompts and {len(each)} parameters for them.")
         outputs: list[RequestOutput] = []
         with contextlib.ExitStack() as stack:
             submissions: list[Submission] = []

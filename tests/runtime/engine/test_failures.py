@@ -224,6 +224,16 @@ def test_a_cache_smaller_than_the_context_bounds_it(make_engine):
     assert [list(it.token_ids) for it in both] == [TapeExecutor().continued([it] * 15, 16) for it in (1, 2)]
 
 
+def test_generate_with_an_impossible_prompt_gives_the_others_up(make_engine):
+    engine = make_engine(TapeExecutor(cost=lambda step: 0.002))
+    with pytest.raises(RequestError, match="got 999"):
+        engine.generate([[1], [2], [999], [3]], SamplingParams(temperature=0))
+    assert engine.drain(timeout=5)
+    assert dict(engine.stats().requests) == {"abort": 2}
+    with pytest.raises(RequestError, match="2 prompts and 1 parameters"):
+        engine.generate([[1], [2]], [SHORT])
+
+
 def test_max_tokens_beyond_the_context_ends_with_it(make_engine):
     engine = make_engine(max_context=16)
     output = engine.submit([1] * 10, SamplingParams(temperature=0, max_tokens=16)).result()
