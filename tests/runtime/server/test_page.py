@@ -26,7 +26,7 @@ def shown() -> Iterator[Served]:
 def page(shown: Served, tmp_path: Path) -> Iterator[Page]:
     program = find_chromium()
     if program is None:
-        pytest.skip("no Chromium: set OPTPIPE_CHROMIUM, see browser.py")
+        pytest.skip("no Chromium: `python tests/runtime/server/browser.py` fetches one")
     with open_page(program, tmp_path) as it:
         it.send("Page.navigate", url=shown.url)
         it.wait_for("document.readyState === 'complete' && document.getElementById('model').textContent")
