@@ -81,6 +81,12 @@ def optpipe_commands() -> Iterable[click.Command]:
 )
 @click.option("--kv-memory", default="0.5", help="For the KV cache: 2GiB, 512M, or a share of free memory.")
 @click.option(
+    "--otlp-traces-endpoint",
+    default=None,
+    help="Send a span a request to this OpenTelemetry collector, such as http://localhost:4318/v1/traces.  "
+    "[default: none]",
+)
+@click.option(
     "--log-format", default="text", type=click.Choice(["text", "json"]), help="How the log is written."
 )
 @click.option(
@@ -98,14 +104,19 @@ def command(model: str, **options: Any) -> int:
     from .server import create_app
     from .server.listener import Listener
     from .server.logs import set_up
+    from .server.tracing import export_to
 
     config = _server_config(model, options)
     with _open(model, options) as engine:
         set_up(options["log_format"], options["log_level"])  # what the engine has logged so far is said below
-        app = create_app(engine, config)
+        endpoint = options["otlp_traces_endpoint"]
+        traces = None if endpoint is None else export_to(endpoint)
+        app = create_app(engine, config, traces=traces)
         _introduce(engine, config, options["host"])
         listener = Listener(app, config, options["host"], options["port"], _say_where(options["host"]))
         _run(listener, options)
+    if traces is not None:
+        traces.shutdown()  # sends what is left
     return 1 if listener.force_exit else 0
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 
@@ -20,14 +20,24 @@ from .middleware import Gate, Guard, RequestLog
 from .openapi import describe
 from .routes import ROUTERS
 from .service import Service
+from .tracing import Tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 
-def create_app(engine: Engine, config: ServerConfig = ServerConfig()) -> FastAPI:  # noqa: B008 - frozen
+def create_app(
+    engine: Engine,
+    config: ServerConfig = ServerConfig(),  # noqa: B008 - frozen
+    *,
+    traces: TracerProvider | None = None,
+) -> FastAPI:
     """The app.
 
     Args:
         engine: generates; whoever made it closes it.
         config: names, keys and limits.
+        traces: makes a span a request, of OpenTelemetry; whoever made it shuts it down.
 
     Raises:
         ArtifactError: the engine has no tokenizer.
@@ -55,6 +65,8 @@ def create_app(engine: Engine, config: ServerConfig = ServerConfig()) -> FastAPI
     # The last one added is the outermost.
     app.add_middleware(Gate, most=config.max_requests)
     app.add_middleware(Guard, config=config)
+    if traces is not None:
+        app.add_middleware(Tracing, provider=traces, model=config.model_name)
     app.add_middleware(RequestLog, metrics=service.metrics)
     page: dict[str, Any] = {}
 

@@ -121,6 +121,7 @@ def serve(
     config: ServerConfig | None = None,
     tokens: Tokenizer | None = None,
     context: int = CONTEXT,
+    traces: Any = None,
     **engine: Any,
 ) -> Iterator[Served]:
     """A server in a thread, on a free port."""
@@ -133,7 +134,7 @@ def serve(
         executor, tokens or tokenizer(), config=settings, eos=[EOS], context_length=context, model_name=MODEL
     ) as made:
         port: list[int] = []
-        listener = Listener(create_app(made, config), config, "127.0.0.1", 0, port.append)
+        listener = Listener(create_app(made, config, traces=traces), config, "127.0.0.1", 0, port.append)
         thread = threading.Thread(target=listener.run, name="server")
         thread.start()
         try:
