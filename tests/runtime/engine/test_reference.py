@@ -8,6 +8,7 @@ import pytest
 
 import optpipe
 import optpipe_runtime.engine.parts as parts
+from optpipe.errors import CapacityError
 from optpipe.testing import save_tiny
 from optpipe_runtime.core import Scheduler
 from optpipe_runtime.engine import Engine, EngineConfig
@@ -129,3 +130,17 @@ def test_the_page_about_embedding_runs(artifact, capsys):
     assert printed[0].startswith("memory: weights")
     assert "length" in printed[1]
     assert printed[-2].startswith("True ")
+
+
+def test_what_the_executor_says_of_its_memory(executor):
+    spec = executor.cache_spec
+    assert executor.kv_dtypes == ("f32",)
+    assert executor.block_bytes() == executor.block_bytes("f32") == spec.block_bytes(4)
+    small, large = executor.memory(tokens=16, rows=1), executor.memory(tokens=16, rows=100)
+    assert small.weights == large.weights > 0
+    assert large.workspace - small.workspace >= 99 * executor.vocab_size * 4
+    with pytest.raises(CapacityError, match="cannot keep its cache as 'bf16'") as caught:
+        executor.allocate(4, kv_dtype="bf16")
+    assert "f32" in caught.value.hint
+    with pytest.raises(CapacityError, match="cannot keep its cache as 'bf16'"):
+        Engine.over(executor, config=EngineConfig(kv_dtype="bf16"))
