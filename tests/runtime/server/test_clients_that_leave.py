@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -104,10 +105,13 @@ def test_blocks_are_free_within_one_step(stream: bool, behind: bytes) -> None:
     executor = LetterExecutor(before_step=lambda step: steps.acquire())
     try:
         with serve(executor) as served, connect(served) as client:
-            client.sendall(b"".join(request(stream=stream)) + behind)
+            client.sendall(b"".join(request(stream=stream)))
             steps.release(5)
             wait_until(lambda: len(executor.steps) == 6)  # the sixth is waiting inside
             assert served.blocks > 0
+            client.sendall(behind)
+            if behind:
+                time.sleep(0.1)  # so that it is read before the end
             client.close()
             wait_until(lambda: bool(served.engine._loop._inbox))  # the engine was told
             steps.release(1)
