@@ -91,11 +91,10 @@ def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
             super().connection_made(transport)
             # Responses find the transport here when they must cut a connection.
             self.app_state = {**self.app_state, "transport": transport}
-            self._overdue = self.loop.call_later(config.header_timeout, self._no_headers)
+            self._wait_for_headers(True)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if self._overdue is not None:
-                self._overdue.cancel()
+            self._wait_for_headers(False)
             if not self._refused:
                 super().connection_lost(exc)
 
@@ -111,6 +110,7 @@ def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
                 self.cycle.keep_alive = False
                 return
             super().data_received(data)
+            self._wait_for_headers(self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0]))
             if self._answering():
                 if self.conn.trailing_data[0]:
                     self.cycle.keep_alive = False
@@ -120,9 +120,13 @@ def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
             cycle = self.cycle
             return bool(cycle) and not cycle.more_body and not cycle.response_complete
 
-        def _no_headers(self) -> None:
-            if not self.cycle:
-                self.transport.abort()
+        def _wait_for_headers(self, waiting: bool) -> None:
+            """Cut the connection some time after its first headers, or any later ones, begin to come."""
+            if waiting and self._overdue is None:
+                self._overdue = self.loop.call_later(config.header_timeout, self.transport.abort)
+            elif not waiting and self._overdue is not None:
+                self._overdue.cancel()
+                self._overdue = None
 
         def send_400_response(self, msg: str) -> None:
             """In the API's shape."""

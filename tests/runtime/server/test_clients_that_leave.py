@@ -95,6 +95,16 @@ def active(served: Served) -> float:
     return float(line.split()[-1])
 
 
+def test_in_the_middle_of_a_body_is_no_failure_of_the_server(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connect(served) as client:
+        client.sendall(request()[0].replace(b"/v1/completions", b"/tokenize") + b"half")
+        wait_until(lambda: active(served) == 2)
+    wait_until(lambda: active(served) == 1)
+    assert "unexpectedly" not in caplog.text
+
+
 PIPELINED = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 

@@ -167,6 +167,17 @@ def test_headers_that_come_too_slowly_end_the_connection(guarded: Served, sent: 
     assert time.monotonic() - begun < 5
 
 
+def test_later_headers_have_no_more_time_than_the_first(guarded: Served) -> None:
+    with connect(guarded) as client:
+        for _ in range(2):  # used again, and idle for longer than headers may take
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert b"200" in client.recv(1000)
+            time.sleep(0.4)
+        client.sendall(b"GET /health HT")
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(100) == b""
+
+
 def test_a_body_that_comes_too_slowly_is_a_408(guarded: Served) -> None:
     head, body = request()
     with connect(guarded) as client:

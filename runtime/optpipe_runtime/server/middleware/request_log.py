@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import ApiError
@@ -54,6 +55,8 @@ class RequestLog:
         self._metrics.active.inc()
         try:
             await self.app(scope, receive, sending)
+        except ClientDisconnect:  # in the middle of its own body
+            info.failed = 499
         except Exception:
             log.exception("a request failed unexpectedly", extra={"request_id": info.id})
             info.failed = 500
