@@ -119,14 +119,13 @@ class ChatStyle:
 
     def _choice(self, completion: Completion) -> Json:
         turn = self._turns[completion.index]
-        text: str | None
         if self._options.calls == "named":
-            text, calls = None, [new_call(self._options.function, completion.text)]
+            text, calls = "", [new_call(self._options.function, completion.text)]
         else:
             text, calls = turn.push(completion.text, last=True)
-        message: Json = {"role": "assistant", "content": (text.strip() or None) if text and calls else text}
+        message: Json = {"role": "assistant", "content": text}
         if calls:
-            message["content"] = message["content"] or None
+            message["content"] = text.strip() or None
             message["tool_calls"] = [it.json() for it in calls]
         return {
             "index": completion.index,

@@ -97,7 +97,7 @@ def test_health_fails_within_five_seconds_of_a_hang_and_recovers() -> None:
         try:
             begun = time.monotonic()
             wait_until(lambda: served.get("/health").status_code == 503)
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 5
             answer = served.get("/health").json()["error"]
             assert answer["code"] == "unhealthy"
             assert served.get("/metrics").status_code == 200  # the others go on
@@ -133,7 +133,7 @@ def test_health_of_a_hanging_idle_server_is_known_in_time() -> None:
         try:
             begun = time.monotonic()
             assert served.get("/health").status_code == 503
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 5
         finally:
             release.set()
 
