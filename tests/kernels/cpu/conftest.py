@@ -95,7 +95,7 @@ def quantize(library, pools):
 
 @pytest.fixture
 def run(library, pools):
-    """(kernel, reads, results, ints, floats) → the results; each is given as its sizes, (sizes, dtype) or None.
+    """(kernel, reads, results, ints, floats) → the results, each given as its sizes, (sizes, dtype) or None
 
     The kernel runs on 1, 2 and 3 threads over results that begin as garbage, and the bits must agree.
     """

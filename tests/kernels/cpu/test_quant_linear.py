@@ -176,6 +176,19 @@ def test_refuses_what_does_not_fit(library, grid, quantize):
         form_of([matrix], 64, 4, 48)
 
 
+@pytest.mark.parametrize("field", range(4, 64, 4))
+def test_refuses_a_head_that_lies(library, grid, quantize, field):
+    form = (16, 64, 4, 32, False)
+    matrix, _ = grid(*form)
+    blob, q = pack([matrix], *form[1:4]), quantize(np.ones((1, 64), np.float32))
+    blob[field : field + 4] = 0xFF if field < 56 else 0  # the last eight bytes mean nothing
+    if field >= 56:
+        run(library, q, blob, form)
+        return
+    with pytest.raises(KernelError, match="quant_linear: "):
+        run(library, q, blob, form)
+
+
 @pytest.mark.slow
 def test_a_head_of_a_large_vocabulary(library, pools, rng, grid, rounded, quantize):
     form = (49152, 576, 8, -1, False)
