@@ -97,9 +97,20 @@ def cli() -> str:
     for name in [*OWN, *sorted(own)]:
         command = app.get_command(root, name)
         assert command is not None, f"{name = }"
-        context = click.Context(command, info_name=name, parent=root, **command.context_settings)
-        parts += [f"## optpipe {name}\n", block(command.get_help(context))]
+        parts += _help_pages(name, command, root)
     return "\n".join(parts)
+
+
+def _help_pages(name: str, command: click.Command, parent: click.Context, level: int = 2) -> list[str]:
+    """A command's section, and those of its commands when it is a group."""
+    context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
+    parts = [f"{'#' * level} {context.command_path}\n", block(command.get_help(context))]
+    if isinstance(command, click.Group):
+        for part in command.list_commands(context):
+            inner = command.get_command(context, part)
+            assert inner is not None, f"{part = }"
+            parts += _help_pages(part, inner, context, level + 1)
+    return parts
 
 
 _DIALECT = """The operations that a graph may hold beside ATen's. They say what is computed, not on what. The

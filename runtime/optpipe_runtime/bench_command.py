@@ -28,8 +28,8 @@ def command() -> None:
     """Measure how fast an artifact, or any server, answers.
 
     TTFT is the first token's time less the arrival's, TPOT the time per token behind the first, ITL the gaps
-    between chunks, E2E the last token's time less the arrival's; goodput counts the requests a second that meet
-    every limit of --slo. What warms up is not counted.
+    between chunks, E2E the last token's time less the arrival's; goodput counts the requests a second that
+    meet every limit of --slo. What warms up is not counted.
     """
 
 
@@ -58,7 +58,7 @@ def latency(model: str, as_json: bool, **options: Any) -> int:
     from .bench.runs import run_batches
 
     slo = _checked(options)
-    length = sum(parse_lengths(options[f"{side}_len"], side).most for side in ("input", "output"))  # type: ignore[arg-type]
+    length = sum(parse_lengths(options[f"{side}_len"], side).most for side in ("input", "output"))
     size = options["batch_size"]
     with opening.open_engine(model, options, sequences=size, length=length, prefixes=False) as engine:
         workload = opening.make_workload(options, engine.tokenizer, engine.vocab_size)
@@ -94,8 +94,8 @@ def latency(model: str, as_json: bool, **options: Any) -> int:
 def throughput(model: str, as_json: bool, **options: Any) -> int:
     """Measure many requests at once, in this process.
 
-    All arrive at the beginning unless --rate, --concurrency or --trace say otherwise; a TTFT has the time in the
-    queue.
+    All arrive at the beginning unless --rate, --concurrency or --trace say otherwise; a TTFT has the time in
+    the queue.
     """
     import asyncio
 
@@ -128,9 +128,7 @@ def throughput(model: str, as_json: bool, **options: Any) -> int:
 
 @command.command(cls=Command)
 @click.argument("model", required=False)
-@click.option(
-    "--url", help="A server to measure, for example http://127.0.0.1:8000.  [default: one of MODEL]"
-)
+@click.option("--url", help="A server to measure, such as http://127.0.0.1:8000.  [default: one of MODEL]")
 @click.option(
     "--endpoint",
     default="completions",
@@ -160,9 +158,9 @@ def throughput(model: str, as_json: bool, **options: Any) -> int:
 def serve(model: str | None, as_json: bool, **options: Any) -> int:
     """Measure a server over HTTP, with streamed answers.
 
-    Without --url, MODEL is served by a process of its own for the time of the run. With --url, any server of the
-    OpenAI API is measured, and MODEL lends its tokenizer so that prompts have exact lengths; without MODEL they
-    are text of about the wanted length. Requests are timed from when they were planned to arrive.
+    Without --url, MODEL is served by a process of its own for the time of the run. With --url, any server of
+    the OpenAI API is measured, and MODEL lends its tokenizer so that prompts have exact lengths; without
+    MODEL they are text of about the wanted length. Requests are timed from their planned arrival.
     """
     from optpipe.cli.output import progress
 

@@ -44,8 +44,8 @@ def workload(num_requests: int) -> Decorator:
         click.option(
             "--trace",
             type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="JSON lines with input_len, output_len and arrival (s), instead of lengths and rate; the first "
-            "--num-requests of them.  [default: none]",
+            help="JSON lines with input_len, output_len and arrival (s), instead of lengths and rate; the "
+            "first --num-requests of them.  [default: none]",
         ),
         click.option(
             "--rate",

@@ -1,4 +1,4 @@
-"""How long ``optpipe generate`` takes from the start of its process to the first byte of its answer, by phases.
+"""How long ``optpipe generate`` takes from the start of its process to its first token, by phases.
 
     interpreter   from the start of the process to the first line of Python
     imports       and reading the command line, to the beginning of the artifact
@@ -6,7 +6,7 @@
     plan          from the graph to what the target runs, without
     weights       packing them, or finding them in the cache (the cpu target's; others have them in `plan`)
     engine        the KV cache, threads
-    first_token   the prompt's steps, and its text on stdout
+    first_token   the prompt's steps, and the first byte on stdout
 
 The phases touch: they add up to the whole.
 """

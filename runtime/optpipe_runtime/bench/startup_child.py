@@ -2,8 +2,8 @@
 
     python -m optpipe_runtime.bench.startup_child REPORT.json MODEL PROMPT [OPTION…]
 
-It runs the command itself, with four functions wrapped that begin or end a phase, so that what is timed is what
-people run.
+It runs the command itself, with four functions wrapped that begin or end a phase, so that what is timed is
+what people run.
 """
 
 import time

@@ -119,7 +119,7 @@ class Workload:
 
 
 def read_trace(path: Path, most: int | None = None) -> list[TraceLine]:
-    """A trace: a JSON object a line with ``input_len`` (or ``prompt``), ``output_len``, ``arrival`` (seconds).
+    """A trace: JSON objects, one a line; ``input_len`` (or ``prompt``), ``output_len``, ``arrival`` (s).
 
     ``input_length``, ``output_length`` and ``timestamp`` in milliseconds (Mooncake's names) are understood
     too; what else a line has is not used. Times count from the first line's.
