@@ -52,14 +52,25 @@ static OPTPIPE_INLINE V load_scales(const uint8_t *p, bool wide, int64_t g, int 
     return wide ? load((const float *)p + g * TILE + lane) : load_f16((const uint16_t *)p + g * TILE + lane);
 }
 
+/* Whether a head says what its own fields imply, so that a kernel that trusts it stays inside `bytes` bytes. */
+static bool head_is_sound(const Head &head, int64_t bytes) {
+    const bool codes = head.bits == 4 || head.bits == 8, values = head.bits == 16 || head.bits == 32;
+    const int64_t limit = (int64_t)1 << 31, inputs = head.inputs, group = head.group;
+    if (head.magic != PACKED_MAGIC || head.rows < 1 || head.rows > limit || inputs < 1 || inputs > limit) return false;
+    if ((head.minimum | head.wide) & ~1 || !(values ? group == 0 : codes && group > 0 && group % 32 == 0)) return false;
+    const int64_t scales = codes ? (inputs + group - 1) / group * TILE * (head.wide ? 4 : 2) * (1 + head.minimum) : 0;
+    const int64_t rounded = codes ? round_up(inputs, 32) : head.bits == 16 ? round_up(inputs, 2) : inputs;
+    const int64_t tile = round_up(rounded * TILE * head.bits / 8 + scales, 64);
+    return head.tile_bytes == tile && head.bytes == 64 + (head.rows + TILE - 1) / TILE * tile && bytes >= head.bytes;
+}
+
 /* NULL when operand k is a blob of such a weight. */
 static const char *check_packed(const Call &c, int k, int64_t rows, int64_t inputs, bool quantized) {
     const optpipe_tensor &w = c.t[k];
     if (w.rank != 1 || w.dtype != OPTPIPE_U8 || w.size[0] < 64 || (uintptr_t)w.data % 64 != 0)
         return sentence("operand %d must be a packed weight: u8 [bytes], aligned to 64 bytes", k);
     const Head &head = *(const Head *)w.data;
-    if (head.magic != PACKED_MAGIC || w.size[0] < head.bytes)
-        return sentence("operand %d is no packed weight, or a part of one", k);
+    if (!head_is_sound(head, w.size[0])) return sentence("operand %d is no packed weight, or a part of one", k);
     if (head.rows == rows && head.inputs == inputs && quantized == (head.group != 0)) return nullptr;
     return sentence("the weight is a packed [%lld, %lld] of %d bits, expected [%lld, %lld] of %s", (long long)head.rows,
                     (long long)head.inputs, head.bits, (long long)rows, (long long)inputs,
@@ -125,7 +136,7 @@ static const char *check_pack(const Call &c) {
     if (c.n != 4 || c.ints != 2) return "takes weight, scale?, minimum?, blob and 2 whole numbers";
     if (c.t[3].rank != 1 || c.t[3].dtype != OPTPIPE_U8 || c.size(3, 0) < 64) return "the blob must be u8 [bytes]";
     const Head &head = *c.at<Head>(3);
-    if (head.magic != PACKED_MAGIC || c.size(3, 0) < head.bytes) return "the blob has no head, or lacks bytes";
+    if (!head_is_sound(head, c.size(3, 0))) return "the blob has no head, or lacks bytes";
     if (c.t[0].rank != 2 || c.stride(0, 1) != 1) return "the weight must be [N, K] with stride 1 along K";
     const int64_t columns = head.group != 0 ? head.inputs * head.bits / 32 : head.inputs;
     const int dtype = head.group != 0 ? OPTPIPE_I32 : head.bits == 16 ? OPTPIPE_BF16 : OPTPIPE_F32;
