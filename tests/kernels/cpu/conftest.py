@@ -195,3 +195,35 @@ class Caches:
 def caches():
     """(blocks, block, heads, width, value width, dtype) → the caches of a layer."""
     return Caches
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """(tiny model, passes) → the folder of its artifact, made once; packed weights are the session's own."""
+    import optpipe
+    from optpipe.sources.source import ModelSource
+    from optpipe.testing import tiny_model, weights_of
+
+    home, made = tmp_path_factory.mktemp("tiny"), {}
+
+    def make(name, passes="paged"):
+        if (name, passes) not in made:
+            model = tiny_model(name)
+            weights = weights_of(model)
+            source = ModelSource(
+                config=model.config.to_dict(),
+                weights=weights,
+                files={},
+                description=name,
+                identity={"kind": "tiny"},
+                bytes=weights.nbytes,
+                dtype="f32",
+            )
+            folder = home / f"{name}-{len(made)}"
+            optpipe.optimize(source, passes=passes, output=folder, verify=False)
+            made[name, passes] = folder
+        return made[name, passes]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPTPIPE_CACHE", str(home / "cache"))
+        yield make

@@ -74,7 +74,8 @@ def test_layers_of_other_storage_stay_apart(converted, names):
 
 def test_a_layer_without_a_bias_beside_one_with_gets_zeros(converted):
     text = (
-        "weight @a: f32[64, 64] stored f32\nweight @b: f32[32, 64] stored f32\nweight @c: f32[32] stored f32\n"
+        "weight @a: f32[64, 64] stored f32\nweight @b: f32[32, 64] stored f32\n"
+        "weight @c: f32[32] stored f32\n"
         "%0: f32[T, 64] = aten.linear(%x, @a)\n%1: f32[T, 32] = aten.linear(%x, @b, @c)\nreturn %1\n"
     )
     joined = [it for it in converted(HEAD + text).weights.values() if isinstance(it, Joined)]
