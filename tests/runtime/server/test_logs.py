@@ -10,7 +10,14 @@ import pytest
 
 from optpipe_runtime.server.logs import JsonLines, TextLines
 
-from .kit import Served
+from .kit import Served, wait_until
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    """The one request that is logged, which may be a moment after its answer has come."""
+    wait_until(lambda: any(it.getMessage() == "request" for it in caplog.records))
+    (record,) = [it for it in caplog.records if it.getMessage() == "request"]
+    return record
 
 
 def test_a_request_is_one_line_of_facts(served: Served, caplog: pytest.LogCaptureFixture) -> None:
@@ -20,7 +27,8 @@ def test_a_request_is_one_line_of_facts(served: Served, caplog: pytest.LogCaptur
             {"prompt": "a secret", "max_tokens": 3, "user": "a secret"},
             headers={"X-Request-Id": "mine", "Authorization": "Bearer a-secret"},
         )
-    (record,) = [it for it in caplog.records if getattr(it, "request_id", "") == "mine"]
+        record = logged(caplog)
+    assert record.request_id == "mine"  # type: ignore[attr-defined]
     line = json.loads(JsonLines().format(record))
     assert line["event"] == "request"
     assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/completions", 200)
@@ -32,7 +40,7 @@ def test_a_request_is_one_line_of_facts(served: Served, caplog: pytest.LogCaptur
 def test_refusals_are_logged_without_the_body(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "optpipe.server"):
         served.complete("a secret", temperature="a secret")
-    (record,) = [it for it in caplog.records if it.message == "request"]
+        record = logged(caplog)
     assert record.status == 400  # type: ignore[attr-defined]
     assert "secret" not in JsonLines().format(record)
 
