@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +20,7 @@ from .lowering.arena import ALIGNMENT
 from .lowering.extent import Unit
 from .lowering.view import External
 from .plan import Plan, RunSegment
+from .weights import Packed
 
 _DTYPES = {"i64": np.int64, "i32": np.int32}
 
@@ -49,7 +50,7 @@ class CpuExecutor:
     def __init__(
         self,
         plans: Callable[[str], Plans],
-        weights: Mapping[External, NDArray[Any]],
+        weights: Packed,
         library: Library,
         pool: Pool,
         segment: RunSegment | None = None,
@@ -79,7 +80,7 @@ class CpuExecutor:
         arenas = self._logits.emitted.arena_bytes
         units = {Unit.ONE: 1, Unit.T: tokens, Unit.R: rows, Unit.B: tokens}
         workspace = sum(arenas[unit] * count for unit, count in units.items())
-        return MemoryNeeds(sum(array.nbytes for array in self._weights.values()), workspace)
+        return MemoryNeeds(self._weights.nbytes, workspace, loaded=self._weights.loaded)
 
     def allocate(self, num_blocks: int, *, kv_dtype: str | None = None) -> None:
         """See ``Executor.allocate``."""
@@ -128,7 +129,7 @@ class CpuExecutor:
         self._logits = Plan(self._library, self._plans.logits)
         self._greedy = Plan(self._library, self._plans.greedy)
         for plan in (self._logits, self._greedy):
-            plan.bind(self._weights)
+            plan.bind(self._weights.arrays)
 
     def _bytes_of(self, kv_dtype: str) -> dict[External, int]:
         spec = self._plans.cache_spec

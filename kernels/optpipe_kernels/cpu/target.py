@@ -19,7 +19,7 @@ from .library import Pool, find, library
 from .lowering import lower
 from .pack import quantized_bytes
 from .tensors import map_tensors
-from .weights import cached_weights, pack_weights
+from .weights import Packed, cached_weights, pack_weights
 
 if TYPE_CHECKING:
     from optpipe.artifact import Artifact
@@ -94,11 +94,12 @@ class CpuTarget:
         return _executor(program, packed, pool)
 
 
-def _executor(program: Program, weights: dict[Any, NDArray[Any]], pool: Pool) -> CpuExecutor:
+def _executor(program: Program, weights: Packed, pool: Pool) -> CpuExecutor:
     def plans(kv_dtype: str) -> Any:
         return lower(program, quantized_bytes, kv_dtype)
 
-    return CpuExecutor(plans, weights, library(), pool)
+    segments = lower(program, quantized_bytes).lowered.segments
+    return CpuExecutor(plans, weights, library(), pool, run_segments(segments))
 
 
 def _content(artifact: Artifact) -> str:

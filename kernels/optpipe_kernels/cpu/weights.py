@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +34,24 @@ from .pack import Matrix as Stored
 Read = Callable[[str], NDArray[Any]]
 """A weight of the artifact by name, as it is stored; bfloat16 as uint16."""
 
-Packed = dict[External, NDArray[Any]]
+
+@dataclass(frozen=True)
+class Packed:
+    """The weights of a plan.
+
+    Attributes:
+        arrays: by external.
+        loaded: bytes of them that are in this process's own memory; 0 when they are mapped.
+    """
+
+    arrays: dict[External, NDArray[Any]]
+    loaded: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return sum(array.nbytes for array in self.arrays.values())
+
 
 _NUMPY = {"f32": "float32", "bf16": "uint16", "f16": "float16", "i64": "int64", "i32": "int32", "i8": "int8"}
 _NUMPY |= {"u8": "uint8", "bool": "bool"}
@@ -42,7 +60,8 @@ _ALIGNMENT = 64
 
 def pack_weights(recipes: Mapping[External, Recipe], read: Read, pool: Pool | None = None) -> Packed:
     """Every weight, in memory."""
-    return {external: make(recipe, read, pool) for external, recipe in recipes.items()}
+    packed = Packed({external: make(recipe, read, pool) for external, recipe in recipes.items()})
+    return replace(packed, loaded=packed.nbytes)
 
 
 def cached_weights(
@@ -65,7 +84,11 @@ def cached_weights(
         return pack_weights(recipes, read, pool)
     try:
         _write(scratch, recipes, read, pool)
+        if place.exists() and _mapped(place, recipes) is None:
+            shutil.rmtree(place)  # damaged
         _rename(scratch, place)
+    except OSError:  # no space left, or the folder is another user's
+        return pack_weights(recipes, read, pool)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     found = _mapped(place, recipes)
@@ -167,7 +190,7 @@ def _mapped(place: Path, recipes: Mapping[External, Recipe]) -> Packed | None:
     try:
         index = json.loads((place / "index.json").read_text())
         raw = np.memmap(place / "weights.bin", np.uint8, mode="r")
-        return dict(_arrays(index, raw, recipes))
+        return Packed(dict(_arrays(index, raw, recipes)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
