@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 CountedBy = Literal["usage", "chunks", "engine"]
@@ -60,7 +61,7 @@ class Record:
     @property
     def gaps(self) -> list[float]:
         """Seconds between chunks."""
-        return [b - a for a, b in zip(self.chunks, self.chunks[1:], strict=False)]
+        return [b - a for a, b in pairwise(self.chunks)]
 
     @property
     def _last(self) -> float:
