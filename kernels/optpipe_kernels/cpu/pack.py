@@ -106,9 +106,9 @@ class Form:
         """Bytes of the blob."""
         return 64 + -(-self.stored_rows // TILE) * self.tile_bytes
 
-    def head(self) -> bytes:
+    def head(self) -> Bytes:
         """The first 64 bytes: ``Head`` of packed.h."""
-        return _HEAD.pack(
+        fields = (
             _MAGIC,
             self.bits,
             self.minimum,
@@ -119,6 +119,7 @@ class Form:
             self.tile_bytes,
             self.bytes,
         )
+        return np.frombuffer(_HEAD.pack(*fields), np.uint8)
 
 
 def form_of(parts: Sequence[Matrix], inputs: int, bits: int, group: int, *, gated: bool = False) -> Form:
@@ -162,7 +163,7 @@ def pack(
     """
     form = form_of(parts, inputs, bits, group, gated=gated)
     blob = aligned_zeros(form.bytes) if out is None else out
-    blob[:64] = np.frombuffer(form.head(), np.uint8)
+    blob[:64] = form.head()
     first = 0
     for part in parts:
         operands = [_values(part.weight), _scales(part.scale, form), _scales(part.minimum, form), blob]

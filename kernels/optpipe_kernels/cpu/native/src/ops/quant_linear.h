@@ -10,12 +10,14 @@
  * Bytes: N·K·bits/8 + scales once per ROWS rows in the second-level cache, once in all from memory up to `chunk` rows.
  * Source of the layout and of unsigned codes without a sign trick: VPDPBUSD multiplies unsigned by signed bytes.
  */
+/* A pass takes QUANT_ROWS rows, QUANT_TILES tiles, and QUANT_PARTS of the TILE / W vectors of a tile's outputs; its
+ * sums of int32 and of float, codes and a quad stay in registers. */
 #if defined(__AVX512F__)
-enum { QUANT_ROWS = 6, QUANT_TILES = 2, QUANT_AHEAD = 2 }; /* 12 sums of int32, 12 of float, codes and a quad in 32 registers */
+enum { QUANT_ROWS = 6, QUANT_TILES = 2, QUANT_PARTS = 1 }; /* 12 and 12 of 32 registers */
 #elif defined(__AVX2__)
-enum { QUANT_ROWS = 4, QUANT_TILES = 1, QUANT_AHEAD = 2 }; /* half a tile at a time: 4 and 4 in 16 registers */
+enum { QUANT_ROWS = 3, QUANT_TILES = 1, QUANT_PARTS = 2 }; /* 6 and 6 of 16 */
 #else
-enum { QUANT_ROWS = 2, QUANT_TILES = 1, QUANT_AHEAD = 2 };
+enum { QUANT_ROWS = 2, QUANT_TILES = 1, QUANT_PARTS = 1 };
 #endif
 
 /* R rows against the part of a block that begins at p: one quad a row, the same for all outputs. */
@@ -37,7 +39,8 @@ static OPTPIPE_INLINE void dot_block(typename Dot<BITS>::Sum (&dots)[R][S], cons
     U held[S], part[S];
 #pragma GCC unroll 8
     for (int j = 0; j < BITS; ++j) { /* a vector of nibbles is two quads, a vector of bytes one */
-        for (int s = 0; s < S; ++s) held[s] = load_codes(codes + s * tile_bytes + 64 * j);
+        for (int s = 0; s < S; ++s)
+            held[s] = load_codes(codes + s / QUANT_PARTS * tile_bytes + s % QUANT_PARTS * W * 4 + 64 * j);
         if (BITS == 8) {
             dot_rows<BITS, R, S>(dots, held, x + 4 * j, stride);
             continue;
@@ -49,12 +52,12 @@ static OPTPIPE_INLINE void dot_block(typename Dot<BITS>::Sum (&dots)[R][S], cons
     }
 }
 
-/* R rows against S tiles. ahead: bytes from here to the weights that this thread needs next, or 0. */
+/* R rows against S vectors of outputs. ahead: bytes from here to the weights that this thread needs next, or 0. */
 template <int R, int S, int BITS, bool MINIMUM>
 static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t stride, int64_t ahead, float *sums) {
     const int64_t tile_bytes = w.head->tile_bytes, blocks = w.blocks, every = w.head->group / 32;
     const bool wide = w.head->wide != 0;
-    for (int lane = 0; lane < TILE; lane += W) {
+    for (int lane = 0; lane < TILE; lane += QUANT_PARTS * W) {
         const uint8_t *codes = w.tile(tile) + lane * 4, *scales = w.tile(tile) + w.scales_at, *minima = w.tile(tile) + w.minima_at;
         V total[R][S], scale[S], minimum[S];
         for (int r = 0; r < R; ++r)
@@ -63,16 +66,18 @@ static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t
         for (int64_t b = 0, g = 0; b < blocks; ++b, --left, codes += 64 * BITS) {
             if (left == 0) {
                 for (int s = 0; s < S; ++s) {
-                    scale[s] = load_scales(scales + s * tile_bytes, wide, g, lane);
-                    if (MINIMUM) minimum[s] = load_scales(minima + s * tile_bytes, wide, g, lane);
-                    if (ahead != 0) prefetch(scales + s * tile_bytes + g * w.scale_bytes() + ahead);
+                    const int64_t further = s / QUANT_PARTS * tile_bytes;
+                    const int at = lane + s % QUANT_PARTS * W;
+                    scale[s] = load_scales(scales + further, wide, g, at);
+                    if (MINIMUM) minimum[s] = load_scales(minima + further, wide, g, at);
+                    if (ahead != 0) prefetch(scales + further + g * w.scale_bytes() + ahead);
                 }
                 left = every;
                 ++g;
             }
             if (ahead != 0)
-                for (int s = 0; s < S; ++s)
-                    for (int j = 0; j < BITS; ++j) prefetch(codes + s * tile_bytes + 64 * j + ahead);
+                for (int s = 0; s < S; s += QUANT_PARTS)
+                    for (int j = 0; j < BITS; ++j) prefetch(codes + s / QUANT_PARTS * tile_bytes + 64 * j + ahead);
             const uint8_t *x = q + b * 32, *rest = q + blocks * 32 + b * 4;
             typename Dot<BITS>::Sum dots[R][S];
             I offset[R];
@@ -97,17 +102,19 @@ static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t
             }
         }
         for (int r = 0; r < R; ++r)
-            for (int s = 0; s < S; ++s) store(sums + (s * QUANT_ROWS + r) * TILE + lane, total[r][s]);
+            for (int s = 0; s < S; ++s)
+                store(sums + (s / QUANT_PARTS * QUANT_ROWS + r) * TILE + lane + s % QUANT_PARTS * W, total[r][s]);
     }
 }
 
 typedef void (*QuantTiles)(const Packed &, int64_t, const uint8_t *, int64_t, int64_t, float *);
 
-template <int R, int S> static void quant_tiles_of(const Head &head, QuantTiles (*to)[QUANT_ROWS]) {
-    if (head.bits == 4) to[S - 1][R - 1] = head.minimum ? quant_tiles<R, S, 4, true> : quant_tiles<R, S, 4, false>;
-    else to[S - 1][R - 1] = head.minimum ? quant_tiles<R, S, 8, true> : quant_tiles<R, S, 8, false>;
-    if constexpr (R > 1) quant_tiles_of<R - 1, S>(head, to);
-    else if constexpr (S > 1) quant_tiles_of<QUANT_ROWS, S - 1>(head, to);
+template <int R, int TILES> static void quant_tiles_of(const Head &head, QuantTiles (*to)[QUANT_ROWS]) {
+    enum { S = TILES * QUANT_PARTS };
+    if (head.bits == 4) to[TILES - 1][R - 1] = head.minimum ? quant_tiles<R, S, 4, true> : quant_tiles<R, S, 4, false>;
+    else to[TILES - 1][R - 1] = head.minimum ? quant_tiles<R, S, 8, true> : quant_tiles<R, S, 8, false>;
+    if constexpr (R > 1) quant_tiles_of<R - 1, TILES>(head, to);
+    else if constexpr (TILES > 1) quant_tiles_of<QUANT_ROWS, TILES - 1>(head, to);
 }
 
 /* Quantized rows times a packed weight, for sweep(). */
@@ -121,7 +128,7 @@ struct QuantSource {
     /* The first rows of a chunk fetch the tiles after these: a tile is too short for the processor's own guesses. */
     OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, bool first, float *sums) const {
         for (int64_t s = 0; s < tiles; s += QUANT_TILES) {
-            const int64_t some = least(QUANT_TILES, tiles - s), ahead = first ? QUANT_AHEAD * w.head->tile_bytes : 0;
+            const int64_t some = least(QUANT_TILES, tiles - s), ahead = first ? 2 * w.head->tile_bytes : 0;
             by_size[some - 1][rows - 1](w, tile + s, q + row * stride, stride, ahead, sums + s * ROWS * TILE);
         }
     }
