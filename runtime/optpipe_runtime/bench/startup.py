@@ -55,9 +55,17 @@ def start_once(arguments: Sequence[str]) -> dict[str, Any]:
             process.stdout.read()
         if process.returncode != 0 or not report.is_file():
             errors.seek(0)
-            said = errors.read().decode(errors="replace").strip().splitlines()
-            raise EngineError("The process that was timed failed.", hint=said[-1][:300] if said else None)
+            raise EngineError(
+                "The process that was timed failed.", hint=_reason(errors.read().decode(errors="replace"))
+            )
         return _phases(json.loads(report.read_text()), spawned, answered)
+
+
+def _reason(said: str) -> str | None:
+    """The command's own line about an error, else the last line."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    found = next((line for line in lines if line.startswith("error: ")), lines[-1] if lines else None)
+    return None if found is None else f"it said: {found[:300]}"
 
 
 def _phases(marks: Mapping[str, Any], spawned: int, answered: int) -> dict[str, Any]:

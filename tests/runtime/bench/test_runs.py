@@ -88,7 +88,7 @@ def test_batches_give_prefill_and_decode_rates(engine):
 
 
 def test_rates_of_a_batch_are_those_of_its_phases():
-    """Both have a first token at 2 s: 30 prompt tokens till then; 1 token and 2 chunks of two in the 4 s behind."""
+    """All have a first token at 2 s: 30 prompt tokens till then, 1 + 4 tokens in the 4 s behind."""
     batches = Batches()
     one = Record(0.0, chunks=[1.0, 2.0, 3.0], prompt_tokens=10, output_tokens=3)
     two = Record(0.0, chunks=[2.0, 4.0, 6.0], prompt_tokens=20, output_tokens=5)
