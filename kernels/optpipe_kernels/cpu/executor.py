@@ -19,7 +19,8 @@ from .lowering import Plans
 from .lowering.arena import ALIGNMENT
 from .lowering.extent import Unit
 from .lowering.view import External
-from .plan import Plan, RunSegment
+from .plan import Plan
+from .segments import run_segments
 from .weights import Packed
 
 _DTYPES = {"i64": np.int64, "i32": np.int32}
@@ -40,8 +41,10 @@ class CpuExecutor:
         plans: a lowering a dtype of the cache.
         weights: of every weight external, packed for the library's instruction set.
         library: the native library.
-        pool: the threads; not closed here.
-        segment: runs what torch has to run; None when nothing has to.
+        pool: the threads, which end with the executor.
+
+    Raises:
+        ArtifactError: a node has no kernel, and torch cannot run it either.
     """
 
     batch_invariant = True
@@ -53,9 +56,8 @@ class CpuExecutor:
         weights: Packed,
         library: Library,
         pool: Pool,
-        segment: RunSegment | None = None,
     ) -> None:
-        self._weights, self._library, self._pool, self._segment = weights, library, pool, segment
+        self._weights, self._library, self._pool = weights, library, pool
         self._make = plans
         self._cache: _Cache | None = None
         self.profile = False
@@ -112,9 +114,9 @@ class CpuExecutor:
         return found
 
     def close(self) -> None:
-        """Free the plans; the executor is of no use afterwards."""
-        self._logits.close()
-        self._greedy.close()
+        """Free the plans and end the threads; the executor is of no use afterwards."""
+        self._close_plans()
+        self._pool.close()
 
     def instruction_times(self) -> NDArray[np.int64]:
         """Nanoseconds of each instruction of the plan with logits, over every step run with ``profile``."""
@@ -123,13 +125,18 @@ class CpuExecutor:
     def _take(self, kv_dtype: str) -> None:
         """Make the plans for a dtype of the cache."""
         if hasattr(self, "_logits"):
-            self.close()
+            self._close_plans()
         self._kv_dtype = kv_dtype
         self._plans = self._make(kv_dtype)
+        self._segment = run_segments(self._plans.lowered.segments)
         self._logits = Plan(self._library, self._plans.logits)
         self._greedy = Plan(self._library, self._plans.greedy)
         for plan in (self._logits, self._greedy):
             plan.bind(self._weights.arrays)
+
+    def _close_plans(self) -> None:
+        self._logits.close()
+        self._greedy.close()
 
     def _bytes_of(self, kv_dtype: str) -> dict[External, int]:
         spec = self._plans.cache_spec

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from optpipe.errors import KernelError
 
 from . import abi
 from .library import Library, Pool
@@ -17,8 +17,11 @@ from .lowering.emit import Emitted
 from .lowering.instruction import Segment
 from .lowering.view import External
 
-RunSegment = Callable[[Segment, list[NDArray[Any]]], None]
+RunSegment = Callable[[Segment, list[NDArray[Any]], Mapping[str, int]], None]
+"""Runs a segment over arrays of its operands, reads and then writes, at the sizes of a step."""
+
 _NUMPY = ("float32", "uint16", "float16", "int64", "int32", "int8", "uint8", "bool")  # by optpipe_dtype
+_SYMBOLS = ("T", "R", "B", "M", "P")  # of a step's counts
 
 
 class Plan:
@@ -47,6 +50,7 @@ class Plan:
         )
         library.check(self._handle is not None)
         self.nanoseconds = np.zeros(len(emitted.instructions), dtype=np.int64)
+        self.segment_nanoseconds: Counter[int] = Counter()
 
     def bind(self, arrays: Mapping[External, NDArray[Any]]) -> None:
         """Point externals at arrays, kept alive until bound anew; externals the plan lacks are ignored."""
@@ -68,24 +72,31 @@ class Plan:
 
         Args:
             counts: T, R, B, M, P.
-            segment: runs what torch has to run, given arrays over its operands: reads, then writes.
+            segment: runs what torch has to run.
             profile: add each instruction's time to ``nanoseconds``.
 
         Raises:
             KernelError: a kernel refuses its operands.
         """
         self._counts[1:] = counts
-        times = self.nanoseconds.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) if profile else None
         for part in self.emitted.parts:
-            if isinstance(part, Segment):
-                if segment is None:
-                    raise KernelError(f"the plan has a segment for torch, {part.node.op}, and no torch")
-                segment(part, [self.array(operand) for operand in self.emitted.places[id(part)]])
+            if not isinstance(part, Segment):
+                self._run_part(pool, *part, profile)
                 continue
-            failed = self._library.native.optpipe_cpu_run(
-                self._handle, pool.handle, self._pointers, self._counts, *part, times
-            )
-            self._library.check(failed == 0)
+            assert segment is not None, f"the plan has a segment for torch, {part.node.op}, and no torch"
+            self._run_part(pool, 0, 0, profile)  # gives the operands their places at these counts
+            begun = time.perf_counter_ns()
+            sizes = dict(zip(_SYMBOLS, counts, strict=True))
+            segment(part, [self.array(operand) for operand in self.emitted.places[id(part)]], sizes)
+            if profile:
+                self.segment_nanoseconds[id(part)] += time.perf_counter_ns() - begun
+
+    def _run_part(self, pool: Pool, begin: int, end: int, profile: bool) -> None:
+        times = self.nanoseconds.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)) if profile else None
+        failed = self._library.native.optpipe_cpu_run(
+            self._handle, pool.handle, self._pointers, self._counts, begin, end, times
+        )
+        self._library.check(failed == 0)
 
     def output(self) -> NDArray[Any]:
         """The result of the last step, over the arena: copy it before the next."""

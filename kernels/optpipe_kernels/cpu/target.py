@@ -98,8 +98,7 @@ def _executor(program: Program, weights: Packed, pool: Pool) -> CpuExecutor:
     def plans(kv_dtype: str) -> Any:
         return lower(program, quantized_bytes, kv_dtype)
 
-    segments = lower(program, quantized_bytes).lowered.segments
-    return CpuExecutor(plans, weights, library(), pool, run_segments(segments))
+    return CpuExecutor(plans, weights, library(), pool)
 
 
 def _content(artifact: Artifact) -> str:

@@ -150,11 +150,20 @@ class Builder:
             self._quantized[x] = out
         return self._quantized[x]
 
-    def segment(self, node: Node, reason: str, kept: int) -> None:
-        """Leave a node to torch, and forget the instructions after the first ``kept``."""
+    def forget(self, kept: int) -> None:
+        """Drop the instructions after the first ``kept``."""
+        if len(self.steps) == kept:
+            return
         del self.steps[kept:]
         made = {view.place for step in self.steps for view in step.writes if view is not None}
         self._quantized = {x: q for x, q in self._quantized.items() if q.place in made}
+
+    def segment(self, node: Node, reason: str) -> None:
+        """Leave a node to torch.
+
+        Raises:
+            Unsupported: an operand or a result is nothing that a plan can hold.
+        """
         reads = [self.view(arg) for arg in node.operands() if isinstance(arg, Value | WeightRef)]
         writes = [self.new(value.type) for value in node.results]
         self.steps.append(Segment(node, [self.dense(view) for view in reads], list(writes), reason))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from optpipe.errors import ArtifactError
 from optpipe.program.program import Node, Program, Value
 
 from . import aten_rules, dialect_rules  # noqa: F401 - they fill the table
@@ -21,22 +22,47 @@ def convert(program: Program, quantized_bytes: Callable[[int], int], kv_dtype: s
         program: of a paged artifact.
         quantized_bytes: bytes of one token's quantized activations of width K, as the kernels lay them out.
         kv_dtype: what the cache stores.
+
+    Raises:
+        ArtifactError: a node has operands or results that a plan cannot hold.
     """
     builder = Builder(program, quantized_bytes)
     inputs = [
         _input(builder, each.value, kv_dtype if each.kind == "cache" else None) for each in program.inputs
     ]
     for node in program.nodes:
-        builder.node = node
-        kept = len(builder.steps)
-        rule = RULES.get(node.op)
-        try:
-            if rule is None:
-                raise Unsupported(f"{node.op} has no kernel")
-            rule(builder, node)
-        except Unsupported as reason:
-            builder.segment(node, str(reason), kept)
+        _lower(builder, node)
     return builder.finish(inputs)
+
+
+def _lower(builder: Builder, node: Node) -> None:
+    """By its rule, with its siblings or without them; else by torch."""
+    builder.node = node
+    kept = len(builder.steps)
+    rule = RULES.get(node.op)
+    try:
+        if rule is None:
+            raise Unsupported(f"{node.op} has no kernel")
+        rule(builder, node)
+    except Unsupported as reason:
+        apart = builder.siblings.part(builder.program, node)
+        if apart is None:
+            _leave_to_torch(builder, node, str(reason), kept)
+            return
+        builder.forget(kept)
+        for each in (*apart, node):
+            _lower(builder, each)
+
+
+def _leave_to_torch(builder: Builder, node: Node, reason: str, kept: int) -> None:
+    builder.forget(kept)
+    try:
+        builder.segment(node, reason)
+    except Unsupported as why:
+        raise ArtifactError(
+            f"The cpu target cannot run '{node.op}' of '{node.path}': {reason}; torch cannot either: {why}.",
+            hint="use --target reference",
+        ) from None
 
 
 def _input(builder: Builder, value: Value, kv_dtype: str | None) -> View:
@@ -49,8 +75,3 @@ def _input(builder: Builder, value: Value, kv_dtype: str | None) -> View:
     view = View(external, dtype, size, stride)
     builder.bind_input(value, view)
     return view
-
-
-def nodes_left(lowered: Lowered) -> list[Node]:
-    """The nodes that torch has to run."""
-    return [segment.node for segment in lowered.segments]

@@ -23,15 +23,33 @@ class Siblings:
         joint: the first of a group → all of it, in order.
         follower: the others of a group.
         gated: a ``gated_act`` → its linear layers: gate and up, or one that holds both.
-        silent: nodes that a ``gated_act`` does.
+        silent: nodes that a ``gated_act`` does → that one.
         heads: weights of linear layers, which an embedding may share.
     """
 
     joint: dict[str, list[Node]] = field(default_factory=dict)
     follower: set[str] = field(default_factory=set)
     gated: dict[str, list[Node]] = field(default_factory=dict)
-    silent: set[str] = field(default_factory=set)
+    silent: dict[str, str] = field(default_factory=dict)
     heads: set[str] = field(default_factory=set)
+
+    def part(self, program: Program, node: Node) -> list[Node] | None:
+        """Have a node and its siblings done one by one, because together they cannot be.
+
+        Returns:
+            The nodes that were left to it and come before it, in order; None when it is alone already.
+        """
+        name = node.results[0].name if node.results else ""
+        if name in self.joint:
+            self.follower.difference_update(it.results[0].name for it in self.joint.pop(name))
+            return []
+        if name not in self.gated:
+            return None
+        del self.gated[name]
+        left = [it for it in program.nodes if it.results and self.silent.get(it.results[0].name) == name]
+        for it in left:
+            del self.silent[it.results[0].name]
+        return left
 
 
 def find_siblings(program: Program) -> Siblings:
@@ -73,11 +91,11 @@ def _find_gated(found: Siblings, node: Node, makers: dict[str, Node], uses: Coun
         )
         if maker is not None and alone and maker.op in LINEAR and _plain(maker):
             found.gated[name] = [maker]
-            found.silent.update((maker.results[0].name, gate.name))
+            found.silent |= {maker.results[0].name: name, gate.name: name}
         return
     if first.op in LINEAR and first.op == second.op and first is not second and _alike(first, second):
         found.gated[name] = [first, second]
-        found.silent.update((gate.name, up.name))
+        found.silent |= {gate.name: name, up.name: name}
 
 
 def _alike(first: Node, second: Node) -> bool:

@@ -113,3 +113,17 @@ def test_a_table_of_its_own_is_read_as_it_is_stored(converted, names):
     lowered = converted(HEAD + text)
     assert names(lowered) == ["index_select"]
     assert lowered.steps[0].reads[0].dtype == "bf16"
+
+
+def test_siblings_that_no_kernel_takes_are_left_to_torch_one_by_one(converted):
+    weights = "".join(
+        f"weight @{name}: i32[96, 8] stored i32\nweight @{name}s: f16[96, 4] stored f16\n" for name in "abgu"
+    )
+    calls = "".join(
+        f"%{k}: f32[T, 96] = optpipe.quant_linear(%x, @{name}, @{name}s, bits=4, group=16)\n"
+        for k, name in enumerate("abgu")
+    )
+    act = '%4: f32[T, 96] = optpipe.gated_act(%2, %3, kind="silu")\n'
+    lowered = converted(f"{HEAD}{weights}{calls}{act}%5: f32[T, 96] = aten.add.Tensor(%0, %1)\nreturn %5\n")
+    ops = [step.node.op if step in lowered.segments else step.kernel for step in lowered.steps]
+    assert ops == ["optpipe.quant_linear"] * 4 + ["gated_act", "add"]
