@@ -125,7 +125,16 @@ class Library:
 
 
 class Pool:
-    """Threads that live until ``close``; ``threads`` includes the one that calls."""
+    """Threads that live until ``close``.
+
+    Args:
+        library: the native library.
+        threads: how many, the one that calls included.
+        cpus: a processor for each to be pinned to; the first is the caller's, which is left where it is.
+
+    Raises:
+        KernelError: the system gives no more threads, or the pins do not match them.
+    """
 
     def __init__(self, library: Library, threads: int, cpus: Sequence[int] | None = None) -> None:
         if cpus is not None and len(cpus) != threads:

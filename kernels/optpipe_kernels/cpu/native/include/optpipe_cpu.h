@@ -80,7 +80,8 @@ OPTPIPE_API int optpipe_cpu_use_isa(const char *name);  /* for later calls and p
 OPTPIPE_API int optpipe_cpu_kernel(const char *name);   /* number, or -1 */
 OPTPIPE_API const char *optpipe_cpu_kernels(void);      /* every name, comma between */
 
-/* One pool a process is meant; threads includes the caller. cpus: one a thread to pin it, or NULL. */
+/* One pool a process is meant; threads includes the caller. cpus: one a thread to pin it, or NULL; the first
+ * is the caller's, which is left where it is. */
 OPTPIPE_API optpipe_pool *optpipe_cpu_pool_new(int threads, const int *cpus);
 OPTPIPE_API void optpipe_cpu_pool_free(optpipe_pool *);
 OPTPIPE_API int optpipe_cpu_pool_threads(const optpipe_pool *);
