@@ -216,9 +216,9 @@ def _checked(options: Mapping[str, Any]) -> Any:
     from .bench.slo import parse_slo
 
     if options["plot"] is not None:
-        from .bench.plot import check_packages
+        from .bench.plot import check
 
-        check_packages()
+        check(options["plot"])
     return parse_slo(options["slo"])
 
 
@@ -243,11 +243,12 @@ def _finish(
     found = result(
         kind, load, slo, settings=settings, warmup=warmup, peak_rss_mb=memory, generator=generator
     ) | dict(more or {})
+    code = show(found, as_json)
     if facts["plot"] is not None:
         from .bench.plot import draw
 
         draw(facts["plot"], load.records, found)
-    return show(found, as_json)
+    return code
 
 
 def _print_startup(found: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from .record import Record
 from .report import ROWS
 
 
-def check_packages() -> None:
+def check(path: Path) -> None:
     """See that a picture can be drawn, before anything is measured.
 
     Raises:
-        OptpipeError: matplotlib is missing.
+        OptpipeError: matplotlib or the folder is missing.
     """
-    import importlib.util
+    if not path.absolute().parent.is_dir():
+        raise OptpipeError(f"There is no folder '{path.parent}' for the picture.")
 
     if importlib.util.find_spec("matplotlib") is None:
         raise OptpipeError(

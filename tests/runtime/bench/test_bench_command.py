@@ -134,6 +134,15 @@ def test_what_is_wrong_is_said_before_the_run(tape, capsys, arguments, said):
     assert printed.out == ""
 
 
+def test_a_picture_that_cannot_be_drawn_is_said_before_the_run(tape, capsys, monkeypatch, tmp_path):
+    assert run(["bench", "latency", "x", "--plot", str(tmp_path / "none" / "p.png")]) == 1
+    assert "There is no folder" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(["bench", "latency", "x", "--plot", str(tmp_path / "p.png")]) == 1
+    assert "optpipe[bench]" in capsys.readouterr().err
+    assert tape == []
+
+
 def test_serve_measures_a_server_at_a_url(capsys, tmp_path):
     """The steps take 10 ms, so that a token behind the first does too."""
     pytest.importorskip("matplotlib")
