@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -81,6 +82,15 @@ class PlainFloats {
     PlainFloats() {}
 #endif
 };
+
+/* Nanoseconds between two attempts of a thread to leave a processor that it shares. */
+constexpr int64_t APART_EVERY = 5'000'000;
+
+int64_t nanoseconds() {
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
 
 int cpus_allowed() {
     cpu_set_t set;
@@ -164,7 +174,7 @@ const char *sentence(const char *format, ...) {
 
 } // namespace optpipe
 
-optpipe_pool::optpipe_pool(int threads, const int *cpus) {
+optpipe_pool::optpipe_pool(int threads, const int *cpus) : running_on_(threads) {
     pthread_once(&fork_once, watch_forks);
     pthread_mutex_init(&busy, nullptr);
     team.threads = threads;
@@ -216,13 +226,39 @@ void optpipe_pool::revive() {
     if (!start()) std::abort();
 }
 
+/* The scheduler likes to wake a thread where its waker runs, and takes its time to part two that wait for each other.
+ * A worker that finds itself on the processor of another one of the pool moves to one that none of them is on, and
+ * is free to be moved again. Measured on two processors with one competitor: an empty kernel 2.0 µs, 8.1 without. */
+void optpipe_pool::keep_apart(int thread, int64_t &last) {
+    const int here = sched_getcpu();
+    running_on_[thread].store(here, std::memory_order_relaxed);
+    bool shared = false;
+    for (int other = 0; other < thread; ++other) shared |= running_on_[other].load(std::memory_order_relaxed) == here;
+    if (!shared || !cpus_.empty() || team.spins == 0 || nanoseconds() - last < APART_EVERY) return;
+    last = nanoseconds();
+    cpu_set_t allowed, one;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t free = allowed;
+    for (const std::atomic<int> &other : running_on_) CPU_CLR(other.load(std::memory_order_relaxed), &free);
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+        if (!CPU_ISSET(cpu, &free)) continue;
+        CPU_ZERO(&one);
+        CPU_SET(cpu, &one);
+        if (sched_setaffinity(0, sizeof one, &one) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+        running_on_[thread].store(cpu, std::memory_order_relaxed);
+        return;
+    }
+}
+
 void *optpipe_pool::serve(void *argument) {
     Seat *seat = static_cast<Seat *>(argument);
     optpipe_pool *pool = seat->pool;
     PlainFloats plain;
+    int64_t last = 0;
     for (uint32_t seen = 0;; ++seen) {
         wait_for_change(pool->turn_, seen, pool->sleepers_, pool->team.spins ? IDLE_SPINS : 0);
         if (pool->leave_.load()) return nullptr;
+        pool->keep_apart(seat->thread, last);
         pool->work_(pool->context_, seat->thread, pool->team.threads);
         pool->team.barrier.wait(pool->team.threads, pool->team.spins);
     }
@@ -234,6 +270,7 @@ void optpipe_pool::run(Work work, void *context) {
     pthread_mutex_lock(&busy);
     work_ = work;
     context_ = context;
+    running_on_[0].store(sched_getcpu(), std::memory_order_relaxed);
     if (team.threads > 1) change(turn_, sleepers_);
     work(context, 0, team.threads);
     team.barrier.wait(team.threads, team.spins);

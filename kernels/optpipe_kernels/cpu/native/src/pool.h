@@ -69,13 +69,14 @@ struct optpipe_pool {
         int thread;
     };
     static void *serve(void *seat);
-    void await_work(uint32_t seen);
+    void keep_apart(int thread, int64_t &last);
     void stop();
     void revive();
 
     std::vector<int> cpus_;
     std::vector<pthread_t> workers_;
     std::vector<Seat> seats_;
+    std::vector<std::atomic<int>> running_on_; /* the processor of each thread when it last began work */
     alignas(64) std::atomic<uint32_t> turn_{0}; /* one more for each piece of work */
     std::atomic<uint32_t> sleepers_{0};
     Work work_ = nullptr;
