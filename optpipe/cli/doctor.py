@@ -31,9 +31,12 @@ CPU_FEATURES = (
 
 
 @click.command(cls=Command, name="doctor")
+@click.argument("artifact", type=click.Path(path_type=Path), required=False)
 @json_option
-def command(as_json: bool) -> int:
+def command(artifact: Path | None, as_json: bool) -> int:
     """Report versions, CPU features, kernels, memory and devices.
+
+    With ARTIFACT, also what of it has no CPU kernel and is left to torch, and why.
 
     Exits with 1 when a requirement is missing or has a version that optpipe does not work with.
     """
@@ -46,6 +49,8 @@ def command(as_json: bool) -> int:
         "kernels": kernels(),
         "plugins": plugins(),
     }
+    if artifact is not None:
+        report["artifact"] = segments(artifact)
     if as_json:
         print_json(report)
     else:
@@ -137,9 +142,19 @@ def kernels() -> list[dict[str, Any]]:
             "ops": list(it.value.ops),
             "from": it.plugin.distribution,
             "problem": it.value.why_not(),
+            "details": getattr(it.value, "details", dict)(),
         }
         for it in installed_plugins().kernels().values()
     ]
+
+
+def segments(path: Path) -> dict[str, Any]:
+    """The instruction set that an artifact's plan would use, and the operations that torch would run."""
+    from ..artifact import load_artifact
+    from .plan import plan_of
+
+    report = plan_of(load_artifact(path, hashes=False), "cpu")
+    return {key: report[key] for key in ("target", "isa", "segments")} | {"steps": len(report["steps"])}
 
 
 def plugins() -> dict[str, Any]:
@@ -173,9 +188,16 @@ def _print(report: dict[str, Any]) -> None:
     for family in report["kernels"]:
         state, count = family["problem"] or "ready", len(family["ops"])
         click.echo(f"Kernels: {family['name']} for {family['device']}, {count} operations: {state}")
+        for name, value in family["details"].items():
+            click.echo(f"  {name}: {' '.join(value) if isinstance(value, list) else value}")
     click.echo(f"Plugins: {', '.join(report['plugins']['loaded'])}")
     for broken in report["plugins"]["broken"]:
         click.echo(f"Broken: {broken}")
+    if "artifact" in report:
+        from .plan import print_segments
+
+        click.echo(f"Artifact: {report['artifact']['steps']} steps on {report['artifact']['isa']}")
+        print_segments(report["artifact"])
     rows = [_version_row(it) for it in report["versions"]]
     print_table(["package", "installed", "wanted", "required", "problem"], rows)
 

@@ -20,18 +20,50 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--text", is_flag=True, help="Print the whole graph as text.")
 @click.option("--layer", type=click.IntRange(min=0), help="Print the graph of one layer.  [default: none]")
+@click.option("--plan", is_flag=True, help="Print the target's plan for one sequence's step.")
+@click.option("--profile", is_flag=True, help="With --plan: run it, and print the time of each instruction.")
+@click.option(
+    "--target", default="cpu", show_default=True, metavar="NAME", help="With --plan: whose plan it is."
+)
+@click.option(
+    "--tokens", type=click.IntRange(min=1), default=1, show_default=True, help="With --plan: new tokens."
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="With --plan: tokens of the sequence, new ones included.",
+)
 @json_option
-def command(artifact: Path, text: bool, layer: int | None, as_json: bool) -> None:
+def command(
+    artifact: Path,
+    text: bool,
+    layer: int | None,
+    plan: bool,
+    profile: bool,
+    target: str,
+    tokens: int,
+    context: int,
+    as_json: bool,
+) -> None:
     """Show what an artifact holds.
 
     Without an option: parameters and bytes, operations, the pipeline that made it, and what was measured.
     """
     from ..artifact import load_artifact
+    from .plan import plan_of, print_plan
     from .summary import summarize
 
-    if text and layer is not None:
-        raise click.UsageError("--text prints every layer; give it or --layer.")
+    if text + (layer is not None) + plan > 1:
+        raise click.UsageError("--text, --layer and --plan are three views; give one.")
+    if profile and not plan:
+        raise click.UsageError("--profile goes with --plan.")
     opened = load_artifact(artifact, hashes=False)
+    if plan:  # its own lowering looks at every operation, without torch
+        report = plan_of(opened, target, profile=profile, tokens=tokens, context=context)
+        print_json(report) if as_json else print_plan(report)
+        return
     opened.check_operations()
     if text:
         _print_text(opened.program, as_json)

@@ -21,7 +21,10 @@ hookspec = pluggy.HookspecMarker("optpipe")
 
 
 class KernelEntry(Protocol):
-    """What ``optpipe_kernels`` provides: a family of kernels for one kind of device."""
+    """What ``optpipe_kernels`` provides: a family of kernels for one kind of device.
+
+    An entry may also have ``details() -> dict``: facts that ``optpipe doctor`` prints, such as threads.
+    """
 
     name: str
     """As ``optpipe doctor`` lists it."""
@@ -43,7 +46,9 @@ class TargetEntry(Protocol):
     - ``rank: int`` and ``why_not() -> str | None``: then ``--target auto`` considers it, and takes the one of
       the highest rank that has no reason why it cannot run on this machine (the reference has rank 0);
     - ``load_artifact(artifact, **options)``: called instead of ``load``, with the
-      ``optpipe.artifact.Artifact``, by targets that read the weights themselves and so need no torch.
+      ``optpipe.artifact.Artifact``, by targets that read the weights themselves and so need no torch;
+    - ``report_plan(artifact, *, profile, tokens, context) -> dict``: what ``optpipe inspect --plan`` prints,
+      by targets that lower the graph to a plan of their own.
     """
 
     name: str

@@ -118,9 +118,14 @@ class CpuExecutor:
         self._close_plans()
         self._pool.close()
 
-    def instruction_times(self) -> NDArray[np.int64]:
-        """Nanoseconds of each instruction of the plan with logits, over every step run with ``profile``."""
-        return self._logits.nanoseconds
+    @property
+    def pool(self) -> Pool:
+        """The threads."""
+        return self._pool
+
+    def step_times(self) -> NDArray[np.int64]:
+        """Nanoseconds of each step of the lowering with logits, in order, over every run with ``profile``."""
+        return self._logits.step_times(self._plans.lowered.steps)
 
     def _take(self, kv_dtype: str) -> None:
         """Make the plans for a dtype of the cache."""

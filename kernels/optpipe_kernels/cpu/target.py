@@ -31,7 +31,7 @@ class CpuKernels:
 
     name = "cpu"
     device = "cpu"
-    ops = (
+    ops: tuple[str, ...] = (
         "add_rms_norm",
         "gated_act",
         "gather_rows",
@@ -49,6 +49,13 @@ class CpuKernels:
     def why_not(self) -> str | None:
         """Why the kernels cannot run on this machine, or None when they can."""
         return None if find() is not None else "optpipe was installed without its CPU kernels"
+
+    def details(self) -> dict[str, Any]:
+        """What they would run with: the instruction set, those that this machine has, and threads."""
+        if find() is None:
+            return {}
+        loaded = library()
+        return {"isa": loaded.isa, "isas": list(loaded.isas), "threads": usable_cores()}
 
 
 class CpuTarget:
@@ -85,6 +92,33 @@ class CpuTarget:
 
         weights = cached_weights(recipes, read, _content(artifact), cache_folder(), pool)
         return _executor(artifact.program, weights, pool)
+
+    def report_plan(
+        self,
+        artifact: Artifact,
+        *,
+        profile: bool = False,
+        tokens: int = 1,
+        context: int = 128,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """What ``optpipe inspect --plan`` prints: every instruction of one sequence's step.
+
+        Args:
+            artifact: a paged one.
+            profile: also run it, and say how long each instruction takes; options are then those of loading.
+            tokens: new tokens of the step.
+            context: tokens of the sequence with the new ones.
+        """
+        from .report import describe, profiled
+
+        if not profile:
+            return describe(artifact.program, tokens=tokens, context=context)
+        executor = self.load_artifact(artifact, **options)
+        try:
+            return profiled(artifact.program, executor, tokens=tokens, context=context)
+        finally:
+            executor.close()
 
     def load(self, program: Program, weights: Weights, **options: Any) -> CpuExecutor:
         """An executor of a program and its weights, packed in memory; options as for an artifact."""

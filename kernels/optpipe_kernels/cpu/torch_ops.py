@@ -5,7 +5,7 @@ node by node. That is for tests and for looking at one operation; what is fast i
 calls bodies and is untouched. What no kernel takes (other dtypes, other groups) still runs on the body.
 
 Two differences from a plan: weights are packed at their first use and kept while their tensor lives; and the
-cache keeps torch's layout, so ``kv_write`` stays the body and ``paged_attention`` lays the cache out at every call.
+cache keeps torch's layout, so ``kv_write`` stays the body and ``paged_attention`` lays it out at every call.
 """
 
 from __future__ import annotations
