@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from optpipe.errors import RequestError
 from optpipe.program.program import Program
@@ -18,7 +19,7 @@ from .lowering import lower
 from .lowering.instruction import Segment
 from .pack import quantized_bytes
 
-_WARM_STEPS, _STEPS = 3, 20
+_WARM_RUNS, _RUNS = 3, 21  # the median of which is shown
 
 
 def describe(program: Program, *, tokens: int = 1, context: int = 128) -> dict[str, Any]:
@@ -57,8 +58,7 @@ def profiled(
     """
     report = describe(program, tokens=tokens, context=context)
     limits = measure(library(), executor.pool)
-    _run(executor, tokens, context)
-    seconds = executor.step_times() / _STEPS / 1e9
+    seconds = np.median(_times(executor, tokens, context), axis=0) / 1e9
     for facts, spent in zip(report["steps"], seconds.tolist(), strict=True):
         facts["seconds"] = spent
         least = _least(Cost(facts["bytes"], facts["operations"], facts["whole"]), limits)
@@ -85,13 +85,17 @@ def _least(cost: Cost, limits: Limits) -> float:
     return max(cost.bytes / limits.bytes, cost.operations / (limits.whole if cost.whole else limits.real))
 
 
-def _run(executor: CpuExecutor, tokens: int, context: int) -> None:
-    """Warm steps, then steps whose times add up; the plan of a new cache begins at zero."""
+def _times(executor: CpuExecutor, tokens: int, context: int) -> NDArray[np.int64]:
+    """Nanoseconds [runs, steps] of every step of the plan, after some runs to warm up."""
     block = executor.cache_spec.block_size
     executor.allocate(-(-context // block))
     step = one_sequence(np.arange(tokens) % 2, block, context - tokens)
-    for count, profile in ((_WARM_STEPS, False), (_STEPS, True)):
-        executor.profile = profile
-        for _ in range(count):
-            executor.submit(step)
+    for _ in range(_WARM_RUNS):
+        executor.submit(step)
+    executor.profile = True
+    totals = [executor.step_times()]
+    for _ in range(_RUNS):
+        executor.submit(step)
+        totals.append(executor.step_times())
     executor.profile = False
+    return np.diff(totals, axis=0)

@@ -22,7 +22,19 @@ FLOOR = 2e-6  # noise of a logit near 1 that happened to be rounded well
 
 @pytest.mark.parametrize("name", tiny_names())
 def test_every_architecture_runs_without_torch_and_equals_the_reference(tiny, name):
-    opened = load_artifact(tiny(name))
+    check(load_artifact(tiny(name)))
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "mixtral"])
+def test_weights_in_bfloat16_stay_so_and_give_the_same(tiny, name):
+    opened = load_artifact(tiny(name, dtype="bfloat16"))
+    recipes = lower(opened.program, quantized_bytes).weights.values()
+    assert {it.bits for it in recipes if hasattr(it, "bits")} == {16}
+    check(opened)
+
+
+def check(opened):
+    """No segment, as near as float32 comes, and the same bits however a prompt is cut."""
     assert [str(it.reason) for it in lower(opened.program, quantized_bytes).lowered.segments] == []
     exact = optpipe.load(opened, dtype=torch.float64).logits(TOKENS)
     noise = np.abs(optpipe.load(opened).logits(TOKENS) - exact).max()
@@ -33,6 +45,7 @@ def test_every_architecture_runs_without_torch_and_equals_the_reference(tiny, na
     for begin, end in ((0, 9), (9, 10), (10, 40)):
         rows = steps.run([(0, begin, end)])
         np.testing.assert_array_equal(rows, found[begin:end])
+    executor.close()
 
 
 class Sequences:
