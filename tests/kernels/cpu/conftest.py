@@ -199,7 +199,7 @@ def caches():
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """(tiny model, passes, dtype) → its artifact's folder, made once; packed weights are the session's own."""
+    """(tiny model, passes, dtype) → its artifact's folder, made once; packed weights lie beside them."""
     import torch
 
     import optpipe
