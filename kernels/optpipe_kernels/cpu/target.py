@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +18,10 @@ from optpipe.program.program import Program
 from .cores import usable_cores
 from .executor import CpuExecutor
 from .library import Pool, find, library
-from .lowering import lower
+from .lowering import Plans, lower
 from .pack import quantized_bytes
 from .tensors import map_tensors
-from .weights import Packed, cached_weights, pack_weights
+from .weights import cached_weights, pack_weights
 
 if TYPE_CHECKING:
     from optpipe.artifact import Artifact
@@ -78,20 +80,20 @@ class CpuTarget:
             ArtifactError: it is not paged, or a weight is missing.
             KernelError: the library is missing, or does not fit.
         """
-        pool = _pool(**options)
+        plans, pool = _lowered(artifact.program), _pool(**options)
         tensors: dict[str, NDArray[Any]] = {}
         for name in artifact.manifest.files:
             if name.endswith(".safetensors"):
                 tensors.update(map_tensors(artifact.path / name))
-        recipes = lower(artifact.program, quantized_bytes).weights
 
         def read(name: str) -> NDArray[Any]:
             if name not in tensors:
                 raise ArtifactError(f"The artifact '{artifact.path}' lacks the weight '{name}' of its graph.")
             return tensors[name]
 
-        weights = cached_weights(recipes, read, _content(artifact), cache_folder(), pool)
-        return _executor(artifact.program, weights, pool)
+        with _closed_on_error(pool):
+            weights = cached_weights(plans("f32").weights, read, _content(artifact), cache_folder(), pool)
+            return CpuExecutor(plans, weights, library(), pool)
 
     def report_plan(
         self,
@@ -122,17 +124,24 @@ class CpuTarget:
 
     def load(self, program: Program, weights: Weights, **options: Any) -> CpuExecutor:
         """An executor of a program and its weights, packed in memory; options as for an artifact."""
-        pool = _pool(**options)
-        recipes = lower(program, quantized_bytes).weights
-        packed = pack_weights(recipes, lambda name: _numpy(weights[name].load()), pool)
-        return _executor(program, packed, pool)
+        plans, pool = _lowered(program), _pool(**options)
+        with _closed_on_error(pool):
+            packed = pack_weights(plans("f32").weights, lambda name: _numpy(weights[name].load()), pool)
+            return CpuExecutor(plans, packed, library(), pool)
 
 
-def _executor(program: Program, weights: Packed, pool: Pool) -> CpuExecutor:
-    def plans(kv_dtype: str) -> Any:
-        return lower(program, quantized_bytes, kv_dtype)
+def _lowered(program: Program) -> Callable[[str], Plans]:
+    """The plans for a dtype of the cache, made once each."""
+    return functools.cache(functools.partial(lower, program, quantized_bytes))
 
-    return CpuExecutor(plans, weights, library(), pool)
+
+@contextmanager
+def _closed_on_error(pool: Pool) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        pool.close()
+        raise
 
 
 def _content(artifact: Artifact) -> str:

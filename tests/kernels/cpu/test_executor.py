@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 import optpipe
 from optpipe.artifact import load_artifact
-from optpipe.errors import CapacityError, RequestError
+from optpipe.errors import ArtifactError, CapacityError, RequestError
 from optpipe.targets.protocol import StepInputs
 from optpipe.testing import tiny_names
 from optpipe_kernels.cpu.lowering import lower
@@ -193,3 +196,21 @@ def test_a_program_and_its_weights_run_as_the_artifact_does(artifact, executor):
     packed = CpuTarget().load(artifact.program, artifact.weights, threads=2)
     np.testing.assert_array_equal(packed.logits(TOKENS), executor.logits(TOKENS))
     packed.close()
+
+
+def test_threads_end_with_the_executor_or_when_loading_fails(artifact, monkeypatch):
+    before = tasks()
+    made = CpuTarget().load_artifact(artifact, threads=3)
+    assert tasks() == before + 2
+    made.close()
+    assert tasks() == before
+    monkeypatch.setattr("optpipe_kernels.cpu.target.map_tensors", lambda _: {})
+    monkeypatch.setenv("OPTPIPE_CACHE", os.devnull)
+    with pytest.raises(ArtifactError, match="lacks the weight"):
+        CpuTarget().load_artifact(artifact, threads=3)
+    assert tasks() == before
+
+
+def tasks():
+    """Threads of this process, those that Python does not know included."""
+    return len(list(Path("/proc/self/task").iterdir()))
