@@ -53,6 +53,10 @@ def test_fill(run, dtype):
     np.testing.assert_array_equal(run("fill", [], [((3, 300), dtype)], (), (5,)), np.full((3, 300), 5, dtype))
 
 
+def test_fill_with_a_whole_number_past_what_float32_holds(run):
+    assert run("fill", [], [((3,), np.int64)], (), (2**24 + 1,)).tolist() == [2**24 + 1] * 3
+
+
 def test_of_nothing_is_nothing(library):
     library.call("copy", [np.zeros((0, 4), np.float32), np.zeros((0, 4), np.float32)])
 

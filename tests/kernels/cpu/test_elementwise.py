@@ -103,6 +103,18 @@ def test_whole_numbers_are_computed_whole(run, rng):
     )
 
 
+def test_whole_numbers_past_what_float32_holds(run):
+    x, number = np.array([2**24, 2**24 + 1, 2**24 + 2, -(2**50) - 1]), 2**24 + 1
+    np.testing.assert_array_equal(run("eq", [x, None], [((4,), np.bool_)], (), (number,)), x == number)
+    np.testing.assert_array_equal(run("add", [None, x], [((4,), np.int64)], (), (number,)), x + number)
+    low, high = -(2.0**40) - 1, 2.0**24 + 1
+    found = run("clamp", [x], [((4,), np.int64)], (), (low, high))
+    np.testing.assert_array_equal(found, np.clip(x, int(low), int(high)))
+    found = run("clamp", [x], [((4,), np.int64)], (), (-float("inf"), float("inf")))
+    np.testing.assert_array_equal(found, x)
+    assert not run("ge", [x, None], [((4,), np.bool_)], (), (float("inf"),)).any()
+
+
 def test_truth_is_not_and_or(run, rng):
     a, b = rng.integers(0, 2, (2, 7, 9)).astype(np.bool_)
     np.testing.assert_array_equal(run("logical_not", [a], [(a.shape, np.bool_)]), ~a)

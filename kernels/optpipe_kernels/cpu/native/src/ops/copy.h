@@ -32,8 +32,12 @@ static const char *check_fill(const Call &c) {
 static void fill(const Call &c, int thread, int threads) {
     const int operands[] = {0};
     const Walk w = walk_over(c, operands, 1);
-    const float value = (float)c.f[0];
+    const double value = c.f[0];
     each_run(w, thread, threads, [=](char **p, const int64_t *step, int64_t n) OPTPIPE_BODY {
-        for (int64_t k = 0; k < n; ++k) put_float(p[0], w.dtype[0], k * step[0], value);
+        for (int64_t k = 0; k < n; ++k)
+            if (is_float(w.dtype[0]))
+                put_float(p[0], w.dtype[0], k * step[0], (float)value);
+            else
+                put_int(p[0], w.dtype[0], k * step[0], (int64_t)value);
     });
 }

@@ -145,12 +145,25 @@ static const char *check_clamp(const Call &c) {
     return c.floats != 2 ? "takes a low and a high bound" : check_copy(c);
 }
 
+/* A bound of whole numbers; beyond 2^62 there is none. */
+static OPTPIPE_INLINE int64_t whole_bound(double x) {
+    const double end = 4611686018427387904.0;
+    return x >= end ? INT64_MAX : x <= -end ? INT64_MIN : (int64_t)x;
+}
+
 static void clamp(const Call &c, int thread, int threads) {
     const int operands[] = {1, 0};
     const Walk w = walk_over(c, operands, 2);
     const float low = (float)c.f[0], high = (float)c.f[1];
+    const bool whole = !is_float(w.dtype[0]) && !is_float(w.dtype[1]);
+    const int64_t least_whole = whole_bound(c.f[0]), most_whole = whole_bound(c.f[1]);
     each_run(w, thread, threads, [=](char **p, const int64_t *step, int64_t n) OPTPIPE_BODY {
         for (int64_t k = 0; k < n; ++k) {
+            if (whole) {
+                const int64_t x = int_at(p[1], w.dtype[1], k * step[1]);
+                put_int(p[0], w.dtype[0], k * step[0], least(most(x, least_whole), most_whole));
+                continue;
+            }
             const float x = float_at(p[1], w.dtype[1], k * step[1]);
             put_float(p[0], w.dtype[0], k * step[0], x < low ? low : x > high ? high : x);
         }
@@ -176,17 +189,23 @@ static OPTPIPE_INLINE int64_t int_or(int64_t scalar, const Walk &w, int place, c
     return place >= 0 ? int_at(p[place], w.dtype[place], k * step[place]) : scalar;
 }
 
+/* Whether a number is an int64 that a double holds exactly. */
+static OPTPIPE_INLINE bool is_whole(double x) {
+    return x > -9007199254740992.0 && x < 9007199254740992.0 && (double)(int64_t)x == x;
+}
+
 template <class F, bool whole_numbers = true> static void binary(const Call &c, int thread, int threads) {
     const int first = c.has(0) ? 1 : -1, second = !c.has(1) ? -1 : first < 0 ? 1 : 2;
     const int operands[] = {2, c.has(0) ? 0 : 1, 1};
     const Walk w = walk_over(c, operands, 1 + c.has(0) + c.has(1));
-    const float scalar = c.floats > 0 ? (float)c.f[0] : 0.0f;
-    bool whole = whole_numbers && scalar == down_of(scalar);
+    const double given = c.floats > 0 ? c.f[0] : 0.0;
+    const float scalar = (float)given;
+    bool whole = whole_numbers && is_whole(given);
     for (int k = 1; k < w.count; ++k) whole = whole && !is_float(w.dtype[k]);
     each_run(w, thread, threads, [=](char **p, const int64_t *step, int64_t n) OPTPIPE_BODY {
         if constexpr (whole_numbers) {
             if (whole) {
-                const int64_t number = (int64_t)scalar;
+                const int64_t number = (int64_t)given;
                 for (int64_t k = 0; k < n; ++k)
                     put_int(p[0], w.dtype[0], k * step[0],
                             F::of(int_or(number, w, first, p, step, k), int_or(number, w, second, p, step, k)));

@@ -24,11 +24,6 @@ static OPTPIPE_INLINE int64_t item_bytes(int32_t dtype) {
     default: return 1;
     }
 }
-static OPTPIPE_INLINE float down_of(float x) {
-    float lanes[W];
-    store(lanes, down(set1(x)));
-    return lanes[0];
-}
 static OPTPIPE_INLINE bool is_float(int32_t dtype) { return dtype <= OPTPIPE_F16; }
 
 /* Dimensions that lie one after the other in every operand become one; dimensions of one element go. */
