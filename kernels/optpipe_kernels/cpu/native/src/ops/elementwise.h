@@ -7,8 +7,9 @@
  *     clamp(x, out) | | low high
  *     where(condition, a?, b?, out) | | scalar
  *
- * The scalar stands for the operand left out. Whole numbers are computed as int64 when every operand is whole, the
- * rest as float32; a comparison gives 0 or 1. sin and cos are libm's: arguments are as large as positions.
+ * The scalar stands for the operand left out. Two operands, clamp and where compute in int64 when every operand is
+ * whole; the rest is float32, exact for whole numbers up to 2^24. A comparison gives 0 or 1. sin and cos are libm's:
+ * arguments are as large as positions.
  */
 
 /* What the lanes of one vector become. */

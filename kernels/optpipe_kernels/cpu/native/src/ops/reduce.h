@@ -1,7 +1,8 @@
 /* sum(x, out) | n      mean  amax  amin        over the last n dimensions of x, of any strides
  *
  * out has the sizes of the others. An element's order of reduction is row-major: W running lanes over runs along
- * the last dimension, the rest of a run lane by lane from 0. Bytes: x read once.
+ * the last dimension, the rest of a run lane by lane from 0. In float32: whole numbers are exact up to 2^24. Bytes: x
+ * read once.
  */
 
 struct SumOf {
