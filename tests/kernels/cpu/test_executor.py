@@ -147,7 +147,7 @@ def test_quantized_logits_differ_by_the_rounding_of_activations_alone(artifact, 
     assert divergence(optpipe.load(artifact).logits(TOKENS), executor.logits(TOKENS)) < 0.005
 
 
-@pytest.mark.parametrize(("name", "limit"), [("gemma3", 0.005), ("mixtral", 0.02)])  # a choice near a tie flips
+@pytest.mark.parametrize(("name", "limit"), [("gemma3", 0.005), ("mixtral", 0.02)])  # a near tie flips
 def test_other_architectures_quantized(tiny, name, limit):
     opened = load_artifact(tiny(name, "quant{group=32 zero=float},paged"))
     assert lower(opened.program, quantized_bytes).lowered.segments == []
