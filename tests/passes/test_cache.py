@@ -93,5 +93,5 @@ def test_a_batch_dimension_is_in_the_way_and_said_so(rewrite):
 
 @pytest.mark.parametrize("block", [0, -1])
 def test_a_block_holds_a_token_at_least(block):
-    with pytest.raises(ValueError, match=f"block must be at least 1, got {block}"):
+    with pytest.raises(ValueError, match=f"a block has from 1 to 1024 tokens, got {block}"):
         Cache(block=block)

@@ -26,7 +26,7 @@ def run_machine(machine: type[RuleBasedStateMachine], *, steps: int) -> None:
     run_state_machine_as_test(
         Counting,
         settings=settings(
-            max_examples=steps * 5 // (STEPS_A_RUN * 4),  # some runs are short
+            max_examples=steps * 7 // (STEPS_A_RUN * 4),  # some runs are short
             stateful_step_count=STEPS_A_RUN,
             derandomize=True,
             database=None,

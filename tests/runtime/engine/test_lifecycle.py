@@ -266,6 +266,6 @@ def test_what_has_ended_is_freed_at_once(make_engine):
         with engine.submit([2] * 50, params):
             pass  # given up
         assert engine.drain(timeout=5)
-        until(lambda: not any(isinstance(it, Choice | Request | Delta) for it in gc.get_objects()))
+        until(lambda: not any(issubclass(type(it), Choice | Request | Delta) for it in gc.get_objects()))
     finally:
         gc.enable()
