@@ -33,13 +33,13 @@ def load(
         PluginError: there is no such target.
     """
     targets = {name: provided.value for name, provided in installed_plugins().targets().items()}
-    name = choose_target(targets) if target == AUTO else target
+    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
+    name = _fastest(targets, opened, options) if target == AUTO else target
     if name not in targets:
         raise PluginError(
             f"There is no target named '{name}'.",
             hint=nearest(name, targets) or f"known: {', '.join([AUTO, *targets])}",
         )
-    opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
     entry = targets[name]
     try:
         if hasattr(entry, "load_artifact"):
@@ -49,6 +49,12 @@ def load(
     except TypeError as error:
         raise OptpipeError(f"The target '{name}' refuses its options: {error}.") from error
     return executor
+
+
+def _fastest(targets: Mapping[str, TargetEntry], artifact: Artifact, options: Mapping[str, Any]) -> str:
+    """What "auto" means: only the reference takes an artifact that is not paged, or a device of torch's."""
+    paged = any(it.value.name == "block_tables" for it in artifact.program.inputs)
+    return choose_target(targets) if paged and "device" not in options else "reference"
 
 
 def choose_target(targets: Mapping[str, TargetEntry]) -> str:

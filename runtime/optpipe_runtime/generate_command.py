@@ -12,6 +12,8 @@ import click
 
 from optpipe.cli import Command, json_option
 
+from .target_options import given, target_options
+
 if TYPE_CHECKING:
     from optpipe.artifact import Artifact
 
@@ -31,10 +33,7 @@ if TYPE_CHECKING:
 @click.option("--top-p", default=1.0, help="Choose among the likeliest tokens that have this probability.")
 @click.option("--seed", default=0, help="Of the random numbers; the same seed gives the same text.")
 @click.option("--stop", multiple=True, help="A text that ends the output; may be repeated.  [default: none]")
-@click.option("--target", default="auto", help="What runs the artifact; auto takes the fastest that can.")
-@click.option(
-    "--device", default=None, help="Where it runs, as torch names devices.  [default: the target's choice]"
-)
+@target_options
 @click.option(
     "--kv-dtype", default=None, help="How the cache stores numbers.  [default: the target's choice]"
 )
@@ -116,8 +115,7 @@ def _open(artifact: Artifact, tokenizer: Tokenizer, prompt: int, options: Mappin
     from .engine import Engine, EngineConfig
     from .tokenizer import context_length, stop_ids
 
-    where = {} if options["device"] is None else {"device": options["device"]}
-    executor = optpipe.load(artifact, target=options["target"], **where)
+    executor = optpipe.load(artifact, target=options["target"], **given(options))
     if executor.cache_spec is None:
         _note("the artifact has no `paged` pass: one sequence at a time, all of it again a token")
     context = context_length(artifact.path)

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from optpipe.weights.store import Weights
 
 
+ACTIVATIONS = {"int8": 1, "int16": 2}
+"""How quantized layers round their inputs, and how many planes of 8 bits that takes."""
+
+
 class CpuKernels:
     """What ``optpipe doctor`` lists."""
 
@@ -64,23 +68,28 @@ class CpuTarget:
     """``--target cpu``."""
 
     name = "cpu"
+    rank = 10  # above the reference, which has 0
 
     def why_not(self) -> str | None:
         """Why it cannot run here, or None when it can."""
         return CpuKernels().why_not()
 
-    def load_artifact(self, artifact: Artifact, **options: Any) -> CpuExecutor:
+    def load_artifact(self, artifact: Artifact, *, activations: str = "int16", **options: Any) -> CpuExecutor:
         """An executor of an artifact, without torch; its packed weights come from the cache folder.
 
         Options:
             threads: of the pool, the caller's included; by default one a physical core that may be used.
             cpus: processors to pin them to, one a thread.
+            activations: "int16" or "int8", what the inputs of quantized layers are rounded to. With int16 the
+                logits are the reference's within float32's own rounding: what was verified is what is served.
+                int8 costs SmolLM2 0.004 nats, and takes two thirds of the time for a prompt or a batch of 16.
 
         Raises:
             ArtifactError: it is not paged, or a weight is missing.
             KernelError: the library is missing, or does not fit.
+            RequestError: an option has a value that it cannot have.
         """
-        plans, pool = _lowered(artifact.program), _pool(**options)
+        plans, pool = _lowered(artifact.program, activations), _pool(**options)
         tensors: dict[str, NDArray[Any]] = {}
         for name in artifact.manifest.files:
             if name.endswith(".safetensors"):
@@ -122,17 +131,22 @@ class CpuTarget:
         finally:
             executor.close()
 
-    def load(self, program: Program, weights: Weights, **options: Any) -> CpuExecutor:
+    def load(
+        self, program: Program, weights: Weights, *, activations: str = "int16", **options: Any
+    ) -> CpuExecutor:
         """An executor of a program and its weights, packed in memory; options as for an artifact."""
-        plans, pool = _lowered(program), _pool(**options)
+        plans, pool = _lowered(program, activations), _pool(**options)
         with _closed_on_error(pool):
             packed = pack_weights(plans("f32").weights, lambda name: _numpy(weights[name].load()), pool)
             return CpuExecutor(plans, packed, library(), pool)
 
 
-def _lowered(program: Program) -> Callable[[str], Plans]:
+def _lowered(program: Program, activations: str) -> Callable[[str], Plans]:
     """The plans for a dtype of the cache, made once each."""
-    return functools.cache(functools.partial(lower, program, quantized_bytes))
+    if activations not in ACTIVATIONS:
+        raise RequestError(f"The cpu target rounds activations to int8 or int16, not to '{activations}'.")
+    planes = ACTIVATIONS[activations]
+    return functools.cache(functools.partial(lower, program, quantized_bytes, planes=planes))
 
 
 @contextmanager

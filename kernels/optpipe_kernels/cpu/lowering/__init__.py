@@ -50,19 +50,22 @@ class Plans:
     vocab_size: int
 
 
-def lower(program: Program, quantized_bytes: Callable[[int], int], kv_dtype: str = "f32") -> Plans:
+def lower(
+    program: Program, quantized_bytes: Callable[[int], int], kv_dtype: str = "f32", *, planes: int = 1
+) -> Plans:
     """Lower a Program.
 
     Args:
         program: of a paged artifact.
         quantized_bytes: bytes of one token's quantized activations of width K, as the kernels lay them out.
         kv_dtype: what the cache stores.
+        planes: 2 rounds activations to 15 bits instead of 8: native/src/ops/quantize.h.
 
     Raises:
         ArtifactError: the Program is not paged.
     """
     spec = _cache_spec(program)
-    lowered = fuse(convert(program, quantized_bytes, kv_dtype))
+    lowered = fuse(convert(program, quantized_bytes, kv_dtype, planes=planes))
     ids, best = (new_buffer(dtype, (Extent(1, Unit.R),)) for dtype in ("i64", "f32"))
     assert ids is not None and best is not None, "a list of R is a buffer"
     likeliest = greedy(lowered, ids, best)

@@ -23,9 +23,12 @@ class Unsupported(Exception):  # noqa: N818 - control flow inside one lowering; 
 
 
 class Builder:
-    """Collects instructions. ``quantized_bytes(K)`` is the size of a token's quantized activations."""
+    """Collects instructions.
 
-    def __init__(self, program: Program, quantized_bytes: Callable[[int], int]) -> None:
+    ``quantized_bytes(K)`` is the size of one plane of a token's quantized activations; a row has ``planes``.
+    """
+
+    def __init__(self, program: Program, quantized_bytes: Callable[[int], int], planes: int) -> None:
         self.program = program
         self.siblings: Siblings = find_siblings(program)
         self.steps: list[Step] = []
@@ -33,6 +36,7 @@ class Builder:
         self._views: dict[str, View] = {}
         self._quantized: dict[View, View] = {}
         self._quantized_bytes = quantized_bytes
+        self.planes = planes
         self.node: Node | None = None
 
     def finish(self, inputs: list[View]) -> Lowered:
@@ -145,7 +149,7 @@ class Builder:
         if x not in self._quantized:
             width = x.size[1].fixed
             assert width is not None, f"{x.size = } has a fixed width"
-            out = self.buffer("u8", (x.size[0], Extent(self._quantized_bytes(width))))
+            out = self.buffer("u8", (x.size[0], Extent(self.planes * self._quantized_bytes(width))))
             self.emit("quantize", [x], [out])
             self._quantized[x] = out
         return self._quantized[x]

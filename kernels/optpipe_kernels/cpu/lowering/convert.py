@@ -15,18 +15,21 @@ from .rules import RULES
 from .view import External, View, row_major
 
 
-def convert(program: Program, quantized_bytes: Callable[[int], int], kv_dtype: str = "f32") -> Lowered:
+def convert(
+    program: Program, quantized_bytes: Callable[[int], int], kv_dtype: str = "f32", *, planes: int = 1
+) -> Lowered:
     """Lower every node.
 
     Args:
         program: of a paged artifact.
         quantized_bytes: bytes of one token's quantized activations of width K, as the kernels lay them out.
         kv_dtype: what the cache stores.
+        planes: 2 rounds activations to 15 bits instead of 8: native/src/ops/quantize.h.
 
     Raises:
         ArtifactError: a node has operands or results that a plan cannot hold.
     """
-    builder = Builder(program, quantized_bytes)
+    builder = Builder(program, quantized_bytes, planes)
     inputs = [
         _input(builder, each.value, kv_dtype if each.kind == "cache" else None) for each in program.inputs
     ]

@@ -266,7 +266,7 @@ def quant_moe(b: Builder, node: Node) -> None:
 def _routed(
     b: Builder, node: Node, recipes: list[Experts], biases: tuple[int, int], names: tuple[str, ...], at: int
 ) -> None:
-    """``moe … | E K I N bits group minimum kind gated interleaved | limit alpha up_offset``.
+    """``moe … | E K I N bits group minimum kind gated interleaved planes | limit alpha up_offset``.
 
     Args:
         names: of the keyword arguments, in the order of the schema from place ``at`` on.
@@ -280,7 +280,7 @@ def _routed(
     ints = (
         second.experts, first.inputs, second.inputs, second.matrix.rows, first.bits, first.group,
         int(first.minimum), activation(said["kind"]),
-        int(bool(said["gated"])), int(bool(said["interleaved"])),
+        int(bool(said["gated"])), int(bool(said["interleaved"])), b.planes,
     )  # fmt: skip
     limit = float("inf") if said["limit"] is None else number(said["limit"])
     alpha = 0.0 if said["alpha"] is None else number(said["alpha"])

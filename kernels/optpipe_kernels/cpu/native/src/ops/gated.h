@@ -9,7 +9,7 @@ struct GatedEnding {
     const float *bias;
     float *out;
     uint8_t *outq;
-    int64_t out_stride, outq_stride, outputs, kind;
+    int64_t out_stride, outq_stride, outputs, kind, planes; /* of outq */
 
     /* 16 outputs, from output n. */
     OPTPIPE_INLINE void pair(const float *gate, const float *up, int64_t n, float *to) const {
@@ -30,7 +30,7 @@ struct GatedEnding {
         const int64_t n = tile / 2 * TILE, count = least(tiles / 2 * TILE, outputs - n);
         for (int64_t s = 0; s < tiles; s += 2) pair(sums + s * apart, sums + (s + 1) * apart, n + s / 2 * TILE, held + s / 2 * TILE);
         if (out != nullptr) memcpy(out + row * out_stride + n, held, (size_t)count * 4);
-        if (outq != nullptr) quantize_group(held, count, quantized_row(outq + row * outq_stride, outputs), n / 32);
+        if (outq != nullptr) quantize_planes(held, count, outq + row * outq_stride, outputs, planes, n / 32);
     }
 };
 
@@ -53,7 +53,8 @@ template <class Source> static void run_gated(const Call &c, const Source &sourc
                              c.has(3) ? c.stride(3, 0) : 0,
                              c.has(4) ? c.stride(4, 0) : 0,
                              c.i[0],
-                             c.i[5]};
+                             c.i[5],
+                             planes_of(c, 4, c.i[0])};
     sweep(source, split(source.w.count(), c.has(4) ? 4 : 2, thread, threads), c.size(0, 0),
           [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
               end(row, tile, tiles, sums, Source::ROWS * TILE);

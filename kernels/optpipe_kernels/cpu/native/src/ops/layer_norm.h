@@ -34,6 +34,6 @@ static void layer_norm(const Call &c, int thread, int threads) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
         float *y = c.has(3) ? c.at<float>(3) + row_at(c, 3, r) : room;
         layer_row(c.at<float>(0) + row_at(c, 0, r), c.at<float>(1), c.at<float>(2), n, (float)c.f[0], y);
-        if (c.has(4)) quantize_row(y, n, c.at<uint8_t>(4) + r * c.stride(4, 0));
+        if (c.has(4)) quantize_row(y, n, c.at<uint8_t>(4) + r * c.stride(4, 0), planes_of(c, 4, n));
     }
 }

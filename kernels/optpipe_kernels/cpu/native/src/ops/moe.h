@@ -1,12 +1,13 @@
 /* moe(x, experts, weights, gate_up, down, gate_up_bias?, down_bias?, out)
- *     | E K I N bits group minimum kind gated interleaved | limit alpha up_offset
+ *     | E K I N bits group minimum kind gated interleaved [planes] | limit alpha up_offset
  *
  *     out[t] = Σ_s weights[t, s] · down[e] · act(gate_up[e] · x[t])        e = experts[t, s], outside [0, E) nothing
  *     act(g, u) = f(min(g, limit)) · (clamp(u, ±limit) + up_offset),       f of `kind`, or g · sigmoid(alpha · g)
  *
  * x [T, K] f32; experts [T, S]; weights [T, S] f32; gate_up, down E packed weights [2·I, K], [N, I] end to end (I rows
  * where not gated); biases [E, 2·I], [E, N]; out [T, N]. Gates are the first half of a row, or every second number when
- * interleaved. Quantized weights round x and the activations a token and group of 32, as quantize does.
+ * interleaved. Quantized weights round x and the activations a token and group of 32, as quantize does,
+ * in one plane or two (quantize.h).
  *
  * (token, slot) pairs are sorted by expert, so that a weight is read once for all its tokens of a chunk; each pair
  * has a row of its own until the sum over s in order, so tokens do not change each other. Bytes: the weights chosen.
@@ -18,7 +19,7 @@ struct Experts {
     const Call *c;
     int64_t experts, inputs, inner, outputs, slots, hidden; /* E K I N S, rows of gate_up */
     bool quantized, gated, interleaved;
-    int64_t kind;
+    int64_t kind, planes;
     float limit, alpha, offset;
     int64_t x_bytes, act_bytes; /* of a row as the products read it */
 
@@ -47,12 +48,13 @@ static Experts experts_of(const Call &c) {
     m.kind = c.i[7];
     m.gated = c.i[8] != 0;
     m.interleaved = c.i[9] != 0;
+    m.planes = c.ints > 10 ? c.i[10] : 1;
     m.hidden = m.gated ? 2 * m.inner : m.inner;
     m.limit = (float)c.f[0];
     m.alpha = (float)c.f[1];
     m.offset = (float)c.f[2];
-    m.x_bytes = m.quantized ? quantized_bytes(m.inputs) : round_up(4 * m.inputs, 64);
-    m.act_bytes = m.quantized ? quantized_bytes(m.inner) : round_up(4 * m.inner, 64);
+    m.x_bytes = m.quantized ? m.planes * quantized_bytes(m.inputs) : round_up(4 * m.inputs, 64);
+    m.act_bytes = m.quantized ? m.planes * quantized_bytes(m.inner) : round_up(4 * m.inner, 64);
     return m;
 }
 
@@ -106,7 +108,7 @@ static void multiply_experts(const Experts &m, const Routed &r, int weight, int 
             for (int64_t s = 0; s < tiles; ++s) end(row, tile + s, sums + s * apart);
         };
         if (m.quantized) {
-            const QuantSource source = quant_source(m.matrix(weight, e), begin, row_bytes);
+            const QuantSource source = quant_source(m.matrix(weight, e), begin, row_bytes, m.planes);
             sweep(source, split(source.w.count(), 1, thread, threads), rows,
                   [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
                       finish(row, tile, tiles, sums, QuantSource::ROWS * TILE);
@@ -143,7 +145,7 @@ static OPTPIPE_INLINE void gate_row(const Experts &m, const float *h, float *y) 
 
 static void place_row(const Experts &m, const float *x, int64_t n, uint8_t *to) {
     if (m.quantized)
-        quantize_row(x, n, to);
+        quantize_row(x, n, to, m.planes);
     else
         memcpy(to, x, (size_t)n * 4);
 }
@@ -200,7 +202,8 @@ static const char *check_stack(const Call &c, int k, int64_t experts, int64_t ro
 }
 
 static const char *check_moe(const Call &c) {
-    if (c.n != 8 || c.ints != 10 || c.floats != 3) return "takes 8 operands, 10 whole numbers and 3 numbers";
+    if (c.n != 8 || c.ints < 10 || c.ints > 11 || c.floats != 3) return "takes 8 operands, 10 or 11 whole numbers and 3 numbers";
+    if (c.ints > 10 && c.i[10] != 1 && c.i[10] != 2) return "rows have one plane or two";
     const Experts m = experts_of(c);
     const int64_t tokens = c.size(0, 0);
     const char *wrong = check_rows(c, 0, tokens, m.inputs);

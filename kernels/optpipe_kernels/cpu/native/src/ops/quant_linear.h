@@ -122,7 +122,7 @@ struct QuantSource {
     enum { ROWS = QUANT_ROWS, TILES = 4 };
     Packed w;
     const uint8_t *q;
-    int64_t stride, chunk;
+    int64_t stride, planes, chunk; /* bytes between planes */
     QuantTiles by_size[QUANT_TILES][QUANT_ROWS];
 
     /* The first rows of a chunk fetch the tiles after these: a tile is too short for the processor's own guesses. */
@@ -134,12 +134,13 @@ struct QuantSource {
     }
 };
 
-static QuantSource quant_source(void *blob, const uint8_t *q, int64_t stride) {
+static QuantSource quant_source(void *blob, const uint8_t *q, int64_t row_bytes, int64_t planes) {
     QuantSource it;
     it.w = packed(blob);
     it.q = q;
-    it.stride = stride;
-    it.chunk = (384 << 10) / most(1, stride); /* rows that leave room in a second-level cache of 1 MB */
+    it.stride = row_bytes / planes;
+    it.planes = planes;
+    it.chunk = (384 << 10) / most(1, it.stride); /* rows that leave room in a second-level cache of 1 MB */
     quant_tiles_of<QUANT_ROWS, QUANT_TILES>(*it.w.head, it.by_size);
     return it;
 }
@@ -155,7 +156,10 @@ static const char *check_quant_linear(const Call &c) {
     return check_quantized(c, 0, rows, c.i[1]);
 }
 
-static QuantSource quant_source_of(const Call &c) { return quant_source(c.at<uint8_t>(1), c.at<uint8_t>(0), c.stride(0, 0)); }
+static QuantSource quant_source_of(const Call &c) {
+    const int64_t planes = planes_of(c, 0, c.i[1]), bytes = planes == 1 ? c.stride(0, 0) : 2 * quantized_bytes(c.i[1]);
+    return quant_source(c.at<uint8_t>(1), c.at<uint8_t>(0), bytes, planes);
+}
 
 static void quant_linear(const Call &c, int thread, int threads) { run_linear(c, quant_source_of(c), thread, threads); }
 

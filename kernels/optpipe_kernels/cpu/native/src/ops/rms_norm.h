@@ -45,7 +45,7 @@ static void rms_norm(const Call &c, int thread, int threads) {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
         float *y = c.has(2) ? c.at<float>(2) + row_at(c, 2, r) : room;
         rms_row(c.at<float>(0) + row_at(c, 0, r), c.at<float>(1), n, c.i[0] != 0, (float)c.f[0], y);
-        if (c.has(3)) quantize_row(y, n, c.at<uint8_t>(3) + r * c.stride(3, 0));
+        if (c.has(3)) quantize_row(y, n, c.at<uint8_t>(3) + r * c.stride(3, 0), planes_of(c, 3, n));
     }
 }
 
@@ -69,6 +69,6 @@ static void add_rms_norm(const Call &c, int thread, int threads) {
         float *total = c.at<float>(4) + row_at(c, 4, r), *y = c.has(3) ? c.at<float>(3) + row_at(c, 3, r) : room;
         for (int64_t k = 0; k < n; k += W) store_n(total + k, load_n(a + k, n - k) + load_n(b + k, n - k), n - k);
         rms_row(total, c.at<float>(2), n, c.i[0] != 0, (float)c.f[0], y);
-        if (c.has(5)) quantize_row(y, n, c.at<uint8_t>(5) + r * c.stride(5, 0));
+        if (c.has(5)) quantize_row(y, n, c.at<uint8_t>(5) + r * c.stride(5, 0), planes_of(c, 5, n));
     }
 }
