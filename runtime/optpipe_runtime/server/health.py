@@ -32,17 +32,18 @@ class Prober:
 
     async def trouble(self) -> str | None:
         """What is wrong, as a sentence, or None."""
-        health = self._engine.health()
-        if not health.ok:
-            return health.reason or "Generation makes no progress."
-        stats = self._engine.stats()
-        if stats.running or stats.waiting:
+        if self._running is not None and not self._running.done():
+            return await asyncio.shield(self._running)
+        health, stats = self._engine.health(), self._engine.stats()
+        if stats.running or stats.waiting or health.stalled:
+            if not health.ok:
+                return health.reason or "Generation makes no progress."
             stuck = health.stalled > self._patience
             return f"Generation has made no progress for {health.stalled:.1f} s." if stuck else None
-        if time.monotonic() - self._proven < FRESH:
+        # What is wrong with an engine that has nothing to do may have passed, and only a step can tell.
+        if health.ok and time.monotonic() - self._proven < FRESH:
             return None
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._probe())
+        self._running = asyncio.create_task(self._probe())
         return await asyncio.shield(self._running)
 
     async def _probe(self) -> str | None:

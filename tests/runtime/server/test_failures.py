@@ -6,12 +6,14 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from optpipe.errors import ArtifactError
 from optpipe.targets.protocol import StepInputs
 from optpipe_runtime.engine import Engine, EngineConfig
+from optpipe_runtime.engine.submission import Submission
 from optpipe_runtime.server import ServerConfig, create_app
 
 from .kit import MODEL, LetterExecutor, Served, ids, serve, wait_until
@@ -62,9 +64,20 @@ def test_one_of_many_prompts_that_fails_fails_the_request(brittle: Served) -> No
     wait_until(lambda: brittle.idle)
 
 
-def test_with_too_few_blocks_requests_wait_for_each_other() -> None:
+def test_with_too_few_blocks_requests_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 blocks of 4 tokens hold one of these sequences and a half; each is preempted and computed again."""
-    with serve(LetterExecutor(), num_blocks=16, watermark=0.0) as served, ThreadPoolExecutor(8) as pool:
+    together, left = threading.Event(), iter(range(8, 0, -1))
+    executor = LetterExecutor(before_step=lambda step: together.wait(10))  # none ends before all have come
+    with serve(executor, num_blocks=16, watermark=0.0) as served, ThreadPoolExecutor(8) as pool:
+        submit = served.engine.submit
+
+        def counting(*args: Any, **options: Any) -> Submission:
+            submission = submit(*args, **options)
+            if next(left, 0) == 1:
+                together.set()
+            return submission
+
+        monkeypatch.setattr(served.engine, "submit", counting)
         answers = list(pool.map(lambda i: served.complete(f"number {i}", max_tokens=32), range(8)))
         for i, it in enumerate(answers):
             assert it.json()["choices"][0]["text"] == text(served, f"number {i}", 32)
@@ -124,6 +137,23 @@ def test_health_of_an_idle_server_is_proven_by_a_token() -> None:
         steps = served.engine.stats().steps
         assert served.get("/health").status_code == 200
         assert served.engine.stats().steps == steps  # the proof still holds
+
+
+def test_health_comes_back_after_many_probes_that_failed() -> None:
+    broken = threading.Event()
+
+    def step(inputs: StepInputs) -> None:
+        if broken.is_set():
+            raise RuntimeError("broken")
+
+    with serve(LetterExecutor(before_step=step)) as served:
+        broken.set()
+        for _ in range(served.engine.config.max_failures + 2):
+            assert served.get("/health").status_code == 503
+        assert not served.engine.health().ok
+        broken.clear()
+        assert served.get("/health").status_code == 200
+        assert served.engine.health().ok
 
 
 def test_health_of_a_hanging_idle_server_is_known_in_time() -> None:
