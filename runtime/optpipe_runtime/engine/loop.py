@@ -171,7 +171,7 @@ class Loop:
         except Exception as error:  # the executor's: it may raise anything
             self._step_failed(plan, error)
             return
-        outcomes, ends = self._extend(plan, sampled)
+        outcomes, ends, failed = self._extend(plan, sampled)
         self._scheduler.commit(plan, outcomes)
         self._out = None
         seconds = time.perf_counter() - begun
@@ -183,6 +183,8 @@ class Loop:
         self._progress = time.monotonic()
         for choice, gain in ends:
             self._end(choice, gain.reason or "stop", stop=gain.stop, error=gain.error)
+        for choice in failed:
+            self._drop([choice.request], "error", choice.failure)
 
     def _plan(self) -> StepPlan:
         # A plan may be empty when all that runs made way for a sequence that comes before it.
@@ -216,27 +218,32 @@ class Loop:
 
     def _extend(
         self, plan: StepPlan, sampled: list[Sampled]
-    ) -> tuple[list[Outcome], list[tuple[Choice, Gain]]]:
-        """Enter a step's tokens: text for the readers, outcomes for the scheduler, and who has ended."""
+    ) -> tuple[list[Outcome], list[tuple[Choice, Gain]], list[Choice]]:
+        """Enter a step's tokens: text for the readers; outcomes for the scheduler, who ended, who failed."""
         outcomes: list[Outcome] = []
         ends: list[tuple[Choice, Gain]] = []
+        failed: list[Choice] = []
         found = iter(sampled)
         generated = 0
         for step in plan.steps:
-            if not step.samples:
+            choice = self._choices[step.sequence.id]
+            one = next(found) if step.samples else None
+            if choice.failure is not None:
+                self._scheduler.abort(step.sequence.id)  # its outcome is not looked at
+                failed.append(choice)
+            if one is None or choice.failure is not None:
                 outcomes.append(_NOTHING)
                 continue
-            choice = self._choices[step.sequence.id]
             if choice.first_token is None:
                 self._begin(choice)
-            gain = choice.extend(next(found))
+            gain = choice.extend(one)
             choice.request.mailbox.put(choice.index, gain.text, gain.tokens, gain.logprobs, self._outbox)
             generated += len(gain.tokens)
             if gain.reason is not None:
                 ends.append((choice, gain))
             outcomes.append(Outcome(gain.tokens, gain.reason is not None))
         self._counters.generated_tokens += generated
-        return outcomes, ends
+        return outcomes, ends, failed
 
     def _begin(self, choice: Choice) -> None:
         """The prompt is computed: tell its log-probabilities, and let the other choices share it."""

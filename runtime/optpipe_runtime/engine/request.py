@@ -38,10 +38,12 @@ class Choice:
         sampled: tokens so far.
         scheduled: when its first step began, in seconds of ``time.monotonic()``.
         first_token: when its first token was sampled.
+        failure: why its prompt could not be scored, or None; it ends with the step.
     """
 
     __slots__ = (
-        "first_token", "index", "open", "request", "sampled", "scheduled", "sequence", "state", "text",
+        "failure", "first_token", "index", "open", "request", "sampled", "scheduled", "sequence", "state",
+        "text",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +58,7 @@ class Choice:
         self.sampled = 0
         self.scheduled: float | None = None
         self.first_token: float | None = None
+        self.failure: OptpipeError | None = None
 
     def extend(self, sampled: Sampled) -> Gain:
         """Turn what the sampler chose into text, and see whether the choice has ended.

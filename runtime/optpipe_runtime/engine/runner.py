@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optpipe.errors import KernelError
+from optpipe.errors import KernelError, OptpipeError
 from optpipe.targets.protocol import Executor, StepResult
 
 from ..core import StepPlan
@@ -33,6 +33,8 @@ class Runner:
 
     def run(self, plan: StepPlan, choices: Mapping[int, Choice]) -> list[Sampled]:
         """Compute a step and sample from it; prompt log-probabilities go to their requests.
+
+        A choice whose prompt cannot be scored has its ``failure`` set; the step goes on.
 
         Args:
             plan: with choices for all its sequences.
@@ -87,7 +89,10 @@ class Runner:
         following = request.prompt[first + 1 : first + 1 + len(logits)]
         assert len(request.prompt_logprobs) == first + 1, f"{len(request.prompt_logprobs) = }, {first = }"
         top = request.params.prompt_logprobs or 0
-        request.prompt_logprobs += self._sampler.prompt_logprobs(logits, following, top)
+        try:
+            request.prompt_logprobs += self._sampler.prompt_logprobs(logits, following, top)
+        except OptpipeError as error:  # its rows are not numbers: no matter of its neighbours
+            choice.failure = error
 
 
 def _logits(result: StepResult, rows: int) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ draft is certain (q = 1), so that this is exact rejection sampling: text with dr
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from optpipe.errors import OptpipeError
+from optpipe.errors import EngineError, OptpipeError
 
 from .bad_words import TokenWords
 from .choice import choose, likeliest
@@ -28,6 +29,7 @@ from .params import SamplingParams
 from .state import Finish, RowState
 from .uniform import uniform
 
+log = logging.getLogger("optpipe.sampling")
 INLINE = 1 << 21  # logits a step that are not worth a second thread: about 2 ms
 
 
@@ -241,6 +243,11 @@ def _sample(logits: NDArray[np.float32], group: Group, scratch: Scratch) -> Samp
                 break
     except OptpipeError as caught:
         state.finish, error = "error", caught
+    except Exception as caught:  # a defect of ours, or of a grammar's library: its neighbours go on
+        log.exception("no token could be chosen")
+        state.finish = "error"
+        error = EngineError(f"No token could be chosen: {type(caught).__name__}.")
+        error.__cause__ = caught
     known = None if logprobs is None else tuple(logprobs)
     return Sampled(tuple(tokens), known, state.finish, state.stop_token, error)
 

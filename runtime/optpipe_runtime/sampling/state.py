@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from optpipe.errors import RequestError
+
 from .bad_words import BadWords, TokenWords
 from .grammar import Grammar
 from .mask import Row, Scratch, apply_bits, keep
@@ -90,7 +92,7 @@ class RowState:
             row: [V], the model's logits.
 
         Raises:
-            RequestError: the grammar failed.
+            RequestError: the grammar failed, or no token is left.
         """
         short = self.outputs < self.params.min_tokens
         if not short and not self._edited:
@@ -109,6 +111,8 @@ class RowState:
         if saved is not None and self.grammar is not None and not np.isfinite(found.values).any():
             values[list(self._ends)] = saved  # nothing but an end fits the grammar: it wins over min_tokens
             found = self._masked(values, scratch)
+        if not len(found.values):
+            raise RequestError("No token may come next: the rules of the request exclude all.")
         return found
 
     def _masked(self, values: NDArray[np.float32], scratch: Scratch) -> Row:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import random
 import threading
 import time
 
@@ -12,7 +13,7 @@ import optpipe_runtime.engine.parts as parts
 from optpipe.errors import EngineError, KernelError, RequestError
 from optpipe_runtime.core import Scheduler
 from optpipe_runtime.engine import Engine, EngineConfig
-from optpipe_runtime.sampling import SamplingParams
+from optpipe_runtime.sampling import SamplingParams, StructuredOutput, sampler
 
 from ..tape import TapeExecutor
 
@@ -107,6 +108,85 @@ def test_logits_that_are_no_numbers_fail_their_row_only(make_engine, value):
     assert isinstance(bad.completions[0].error, KernelError)
     assert good.token_ids == tuple(executor.continued([1, 2], 6))
     assert engine.stats().blocks_used == 0
+
+
+@pytest.mark.parametrize("budget", [4, 512], ids=["in chunks", "at once"])
+@pytest.mark.parametrize("place", [2, 9], ids=["early", "at its end"])
+def test_a_prompt_that_cannot_be_scored_fails_its_own_request_only(make_engine, budget, place):
+    class Poisoned(TapeExecutor):
+        def row(self, tokens):
+            values = super().row(tokens)
+            if tokens[0] == 63 and len(tokens) == place:
+                values[5] = math.nan
+            return values
+
+    executor = Poisoned()
+    engine = make_engine(executor, max_num_batched_tokens=budget, max_num_seqs=4)
+    scored = SamplingParams(temperature=0, max_tokens=6, prompt_logprobs=1, n=2)
+    bad, alongside = engine.generate([[63] * 10, [1] * 10], [scored, scored])
+    assert reasons(bad) == ["error", "error"]
+    assert isinstance(bad.completions[0].error, KernelError)
+    assert bad.token_ids == ()
+    assert alongside.token_ids == tuple(executor.continued([1] * 10, 6))
+    assert len(alongside.prompt_logprobs) == 10
+    stats = engine.stats()
+    assert stats.failed_steps == stats.blocks_used == stats.running == stats.waiting == 0
+    assert engine.health().ok
+
+
+RULES = {
+    "temperature": [0.0, 0.9],
+    "top_k": [0, 1],
+    "top_p": [1.0, 0.3],
+    "min_p": [0.0, 0.5],
+    "repetition_penalty": [1.0, 1.7],
+    "logit_bias": [None, {64: -100.0, 65: 100.0}],
+    "allowed_token_ids": [None, (5,), (64, 65, 257)],
+    "bad_words": [(), ("a",), ("b", "ab")],
+    "stop_token_ids": [(), (64, 65)],
+    "ignore_eos": [False, True],
+    "min_tokens": [0, 3],
+    "logprobs": [None, 2],
+    "prompt_logprobs": [None, 1],
+    "structured": [None, StructuredOutput(regex="a"), StructuredOutput(regex="[ab]*")],
+}
+
+
+def test_no_combination_of_rules_fails_a_step(make_engine, byte_tokenizer):
+    """Rules that leave no token are an error of the request that has them; each neighbour goes on."""
+    pytest.importorskip("llguidance")
+    size = byte_tokenizer.backend.get_vocab_size()
+    executor = TapeExecutor(size)
+    engine = make_engine(executor, byte_tokenizer, eos=[byte_tokenizer.id_of("</s>")])
+    chance = random.Random(3)
+    asked = [{name: chance.choice(values) for name, values in RULES.items()} for _ in range(150)]
+    asked.append({"structured": StructuredOutput(regex="a"), "allowed_token_ids": (5,)})
+    asked = [SamplingParams(max_tokens=6, seed=1, **it) for it in asked]
+    plain = SamplingParams(temperature=0, max_tokens=300, ignore_eos=True)
+    expected = executor.continued([7], 300)
+    with engine.submit([7], plain) as neighbour:
+        outputs = engine.generate(["abc"] * len(asked), asked)
+        assert list(neighbour.result().token_ids) == expected
+    assert engine.stats().failed_steps == 0
+    errors = [it.completions[0].error for it in outputs if reasons(it) == ["error"]]
+    assert len(errors) > 5
+    assert {type(it) for it in errors} == {RequestError}
+    assert errors[-1].message == "No token may come next: the rules of the request exclude all."
+
+
+def test_a_defect_while_choosing_ends_its_own_row_only(make_engine, monkeypatch):
+    good = TapeExecutor().continued([1, 2], 6)
+
+    def broken(row, token, top, scratch):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(sampler, "token_logprobs", broken)
+    engine = make_engine()
+    outputs = engine.generate([[63], [1, 2]], [SamplingParams(max_tokens=6, logprobs=1), SHORT])
+    assert reasons(outputs[0]) == ["error"]
+    assert outputs[0].completions[0].error.message == "No token could be chosen: ZeroDivisionError."
+    assert list(outputs[1].token_ids) == good
+    assert engine.stats().failed_steps == 0
 
 
 def test_an_executor_that_gives_the_wrong_number_of_rows(make_engine):
