@@ -92,13 +92,13 @@ def open_engine(
     from optpipe.artifact import load_artifact
 
     from ..engine import Engine, EngineConfig
+    from ..target_options import given
     from ..tokenizer import context_length, stop_ids
 
     folder = open_folder(model)
     artifact = load_artifact(folder)
     tokenizer = open_tokenizer(folder)
-    own = {name: options[name] for name in ("device", "threads") if options[name] is not None}
-    executor = optpipe.load(artifact, target=options["target"], **own)
+    executor = optpipe.load(artifact, target=options["target"], **given(options))
     block = 16 if executor.cache_spec is None else executor.cache_spec.block_size
     blocks = None if length is None else sequences * (-(-length // block) + 1) + 1
     config = EngineConfig(

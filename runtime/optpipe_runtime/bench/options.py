@@ -10,6 +10,8 @@ import click
 
 from optpipe.cli import json_option
 
+from ..target_options import target_options
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 COUNT = click.IntRange(min=1)
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -75,13 +77,7 @@ def workload(num_requests: int) -> Decorator:
 def engine() -> Decorator:
     """How an engine in this process runs."""
     return _all(
-        click.option("--target", default="auto", help="The target that runs the artifact."),
-        click.option(
-            "--device", default=None, help="Where, as torch names devices.  [default: the target's choice]"
-        ),
-        click.option(
-            "--threads", type=COUNT, help="Of the target, where it has a choice.  [default: the target's]"
-        ),
+        target_options,
         click.option(
             "--kv-dtype", default=None, help="How the cache stores numbers.  [default: the target's choice]"
         ),
