@@ -33,11 +33,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text. A chat template's output has its special tokens already."""
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        return encode(self.backend, text, add_special_tokens=add_special_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=True))
+        return decode(self.backend, ids, skip_special_tokens=True)
 
     def id_of(self, token: str) -> int | None:
         """The id of one token, or None when the vocabulary lacks it."""
@@ -47,6 +47,16 @@ class Tokenizer:
     def stream(self, prompt: Sequence[int] = (), *, skip_special_tokens: bool = True) -> TextStream:
         """A decoder that takes token ids one by one, after those of a prompt that is not shown."""
         return TextStream(self, prompt, skip_special_tokens)
+
+
+def encode(backend: Backend, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text. The batched call lets other threads run meanwhile, the plain one does not."""
+    return list(backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+
+def decode(backend: Backend, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    """The text of token ids; other threads run meanwhile."""
+    return str(backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0])
 
 
 class TextStream:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 from optpipe.errors import RequestError
 
 from ..chat import render_chat
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, encode
 from .errors import invalid
 
 
@@ -49,6 +49,7 @@ class Encoder:
         longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
         self._special = re.compile("|".join(longest_first)) if specials else None
         self._literal: Backend | None = None
+        self._letters: dict[str, list[int]] = {}
         self._longest: int | None = None
         self._lock = threading.Lock()
 
@@ -137,12 +138,14 @@ class Encoder:
         return found
 
     def _literally(self, text: str) -> list[int]:
-        """A special token's text as plain letters."""
+        """A special token's text as plain letters; each is worked out once."""
         with self._lock:
             if self._literal is None:  # a copy: the switch holds for the whole tokenizer
                 self._literal = Backend.from_str(self._tokenizer.backend.to_str())
                 self._literal.encode_special_tokens = True
-        return list(self._literal.encode(text, add_special_tokens=False).ids)
+            if text not in self._letters:
+                self._letters[text] = encode(self._literal, text, add_special_tokens=False)
+            return self._letters[text]
 
 
 def check_text(text: str, name: str) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from ..tokenizer import Tokenizer
+from ..tokenizer import Tokenizer, decode
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -36,7 +36,7 @@ class TokenTexts:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of many tokens, special ones too."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        return decode(self._backend, ids, skip_special_tokens=False)
 
     def _look_up(self, token: int) -> tuple[str, bytes]:
         found = self._known.get(token)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from optpipe_runtime.sampling import grammar
 from optpipe_runtime.server import prompts
 
-from .kit import LetterExecutor, serve
+from .kit import LetterExecutor, serve, tokenizer
 from .test_chat import user
 
 LOOP = "server"  # the thread in which the kit runs the event loop
@@ -75,22 +77,53 @@ def test_others_are_served_while_a_thread_works(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_long_texts_wait_for_each_other_and_short_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from optpipe_runtime.server import service
     from optpipe_runtime.tokenizer import Tokenizer
 
     real, release = Tokenizer.encode, threading.Event()
 
     def slow(self: Tokenizer, text: str, **options: Any) -> list[int]:
-        if len(text) > 100_000:
+        if len(text) > 500:
             release.wait(10)
         return real(self, text, **options)
 
     monkeypatch.setattr(Tokenizer, "encode", slow)
+    monkeypatch.setattr(service, "LONG", 500)
     with serve(LetterExecutor()) as served, ThreadPoolExecutor(8) as pool:
         try:
-            long = [pool.submit(served.post, "/tokenize", {"prompt": "a" * 150_000}) for _ in range(8)]
+            long = [pool.submit(served.post, "/tokenize", {"prompt": "a" * 1000}) for _ in range(8)]
             for _ in range(3):
                 assert served.complete(max_tokens=1).status_code == 200
             assert not [it for it in long if it.done()]
         finally:
             release.set()
-        assert [it.result(20).json()["count"] for it in long] == [150_000] * 8
+        assert [it.result(20).json()["count"] for it in long] == [1000] * 8
+
+
+def longest_pause(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that work in another thread takes, and the longest pause of this one meanwhile."""
+    thread = threading.Thread(target=work)
+    begun = last = time.perf_counter()
+    longest = 0.0
+    thread.start()
+    while thread.is_alive():
+        time.sleep(0.001)
+        last, before = time.perf_counter(), last
+        longest = max(longest, last - before)
+    return last - begun, longest
+
+
+def test_tokenizing_lets_other_threads_run() -> None:
+    """A plain ``encode`` of the library stops the whole process for as long as it takes."""
+    encoder = prompts.Encoder(tokenizer())
+    text = "hello world " * 150_000
+    tries = [longest_pause(lambda: encoder.text(text)) for _ in range(3)]
+    assert min(pause / took for took, pause in tries) < 0.5, tries
+
+
+def test_what_is_surely_too_long_is_not_tokenized() -> None:
+    with serve(LetterExecutor()) as served:
+        for body in ({"prompt": "a" * 100_000}, {"messages": user("a" * 100_000)}):
+            answer = served.post("/tokenize", body)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "context_length_exceeded"

@@ -51,11 +51,13 @@ def _tokenize(service: Service, raw: bytes) -> TokenizeAnswer:
 def _encoded(service: Service, asked: TokenizeRequest) -> PromptInput:
     if (asked.prompt is None) == (asked.messages is None):
         raise invalid("The request needs either prompt or messages.", "prompt")
+    most = service.config.max_prompt_tokens  # what is surely longer could not be generated from
     if asked.prompt is not None:
-        return service.encoder.text(asked.prompt, add_special_tokens=asked.add_special_tokens)
-    return chat_prompt(
-        service.encoder, service.tokenizer, asked.messages or [], asked.tools, asked.chat_template_kwargs
-    )
+        special = asked.add_special_tokens
+        return service.encoder.text(asked.prompt, add_special_tokens=special, most=most)
+    variables = asked.chat_template_kwargs
+    messages = asked.messages or []
+    return chat_prompt(service.encoder, service.tokenizer, messages, asked.tools, variables, most=most)
 
 
 def _detokenize(service: Service, raw: bytes) -> DetokenizeAnswer:
