@@ -156,7 +156,7 @@ class Mailbox:
         if self._event is not None:
             self._event.set()
         if self._waiter is not None:
-            outbox.wake(*self._waiter, self.request_id)
+            outbox.wake(*self._waiter, self)
             self._waiter = None
 
     # The reader's side
@@ -208,23 +208,26 @@ class Mailbox:
         return self._open == 0 or (self.accepted if accepted else bool(self._line))
 
 
+_Reader = tuple[asyncio.Future[None], Mailbox]
+
+
 class Outbox:
     """Who is to be woken at the end of a step. One thread's own."""
 
     def __init__(self) -> None:
-        self._waiting: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[None], str]]] = {}
+        self._waiting: dict[asyncio.AbstractEventLoop, list[_Reader]] = {}
 
-    def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], request_id: str) -> None:
+    def wake(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[None], mailbox: Mailbox) -> None:
         """Note a reader that waits."""
-        self._waiting.setdefault(loop, []).append((future, request_id))
+        self._waiting.setdefault(loop, []).append((future, mailbox))
 
-    def flush(self) -> list[str]:
+    def flush(self) -> list[Mailbox]:
         """Wake them all: one call a loop.
 
         Returns:
-            requests whose loop is closed: nobody reads them any more.
+            mailboxes whose loop is closed: nobody reads them any more.
         """
-        lost: list[str] = []
+        lost: list[Mailbox] = []
         if not self._waiting:
             return lost
         waiting, self._waiting = self._waiting, {}
@@ -232,11 +235,11 @@ class Outbox:
             try:
                 loop.call_soon_threadsafe(_set_all, readers)
             except RuntimeError:  # the loop was closed
-                lost += [request_id for _, request_id in readers]
+                lost += [mailbox for _, mailbox in readers]
         return lost
 
 
-def _set_all(readers: list[tuple[asyncio.Future[None], str]]) -> None:
+def _set_all(readers: list[_Reader]) -> None:
     for future, _ in readers:
         if not future.done():
             future.set_result(None)

@@ -145,7 +145,7 @@ class Engine:
         self._gate.admit(mailbox, params.n)
         limit = self.config.request_timeout if timeout is None else timeout
         request = Request(name, params, mailbox, time.monotonic(), limit)
-        submission = Submission(mailbox, params.n, self.abort)
+        submission = Submission(mailbox, params.n, self._give_up)
         if _takes_time(prompt, params) and _in_event_loop():
             with contextlib.suppress(RuntimeError):  # the engine is being closed: the reader is told below
                 self._threads.submit(self._enter, request, asked)
@@ -217,10 +217,16 @@ class Engine:
 
     def abort(self, request_id: str) -> bool:
         """Give a request up; its blocks are free within a step. False when there is no such request."""
-        known = self._gate.give_up(request_id)
-        if known:
-            self._loop.give_up(request_id)
-        return known
+        mailbox = self._gate.find(request_id)
+        return mailbox is not None and self._give_up(mailbox)
+
+    def _give_up(self, mailbox: Mailbox) -> bool:
+        """Give up this very request, wherever it is: a later one may have its name."""
+        if mailbox.finished:
+            return False
+        mailbox.given_up = True
+        self._loop.give_up(mailbox)
+        return True
 
     def stats(self) -> EngineStats:
         """Counters and gauges, as of the last step."""

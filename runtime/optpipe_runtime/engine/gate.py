@@ -52,12 +52,9 @@ class Gate:
             self._names[name] = mailbox
             self.queued += sequences
 
-    def give_up(self, name: str) -> bool:
-        """Mark a request as given up, wherever it is; False when none of that name is in."""
-        mailbox = self._names.get(name)
-        if mailbox is not None:
-            mailbox.given_up = True
-        return mailbox is not None
+    def find(self, name: str) -> Mailbox | None:
+        """The mailbox of the request that has this name now."""
+        return self._names.get(name)
 
     def start(self, sequences: int) -> None:
         """Sequences have their first step."""

@@ -21,7 +21,7 @@ from ..speculation import Speculator
 from .batch import Batch
 from .config import EngineConfig
 from .deadlines import Deadlines
-from .delivery import Outbox
+from .delivery import Mailbox, Outbox
 from .gate import Gate
 from .outputs import FinishReason
 from .request import Choice, Gain, Request
@@ -54,7 +54,7 @@ class Loop:
         self._speculator, self._gate, self._config = speculator, gate, config
         self._outbox = Outbox()
         self._changed = threading.Condition()
-        self._inbox: list[Request | str] = []  # requests that come, ids of those given up
+        self._inbox: list[Request | Mailbox] = []  # requests that come, mailboxes of those given up
         self._stopping = False
         self._open: dict[str, Request] = {}
         self._choices: dict[int, Choice] = {}  # those that the scheduler has, by sequence id
@@ -81,10 +81,10 @@ class Loop:
             self._changed.notify_all()
         return True
 
-    def give_up(self, request_id: str) -> None:
-        """Abort a request, if it is there, before the next step."""
+    def give_up(self, mailbox: Mailbox) -> None:
+        """Abort the request of a mailbox, if it is there, before the next step."""
         with self._changed:
-            self._inbox.append(request_id)
+            self._inbox.append(mailbox)
             self._changed.notify_all()
 
     def stop(self, timeout: float) -> bool:
@@ -130,8 +130,8 @@ class Loop:
                 self._reason = f"the engine failed: {_what(error)}"
                 if not self._recovered(EngineError(f"The engine failed: {_what(error)}.")):
                     return
-            for request_id in self._outbox.flush():  # their event loop is closed
-                self.give_up(request_id)
+            for mailbox in self._outbox.flush():  # their event loop is closed
+                self.give_up(mailbox)
         self._drop_all("abort", None)
         self._outbox.flush()
 
@@ -270,9 +270,10 @@ class Loop:
 
     # Requests that come and go
 
-    def _arrive(self, item: Request | str) -> None:
-        if isinstance(item, str):
-            if (request := self._open.get(item)) is not None:
+    def _arrive(self, item: Request | Mailbox) -> None:
+        if isinstance(item, Mailbox):
+            request = self._open.get(item.request_id)
+            if request is not None and request.mailbox is item:  # not a later one of the same name
                 self._drop([request], "abort", None)
             return
         if item.id not in self._open:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Self
@@ -14,17 +15,19 @@ from .outputs import Completion, Delta, RequestOutput, joined
 class Submission:
     """A request on its way: an iterator of deltas, for threads and for event loops. Read it from one place.
 
-    Used as a context manager, it gives the request up when the block is left before its end.
+    The request is given up when a ``with`` block or an ``async for`` is left before its end, and when nobody
+    holds the submission any more.
 
     Attributes:
         request_id: as given, or made up.
     """
 
-    def __init__(self, mailbox: Mailbox, choices: int, abort: Callable[[str], bool]) -> None:
+    def __init__(self, mailbox: Mailbox, choices: int, abort: Callable[[Mailbox], bool]) -> None:
         self.request_id = mailbox.request_id
         self._mailbox = mailbox
         self._choices = choices
         self._abort = abort
+        weakref.finalize(self, abort, mailbox).atexit = False
 
     @property
     def prompt_token_ids(self) -> tuple[int, ...]:
@@ -50,17 +53,20 @@ class Submission:
         return self._deltas(None)
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        """The deltas, as they come.
+        """The deltas, as they come. Whoever stops before the end gives the request up.
 
         Raises:
             OptpipeError: the request was not accepted.
         """
-        while True:
-            while (delta := self._mailbox.take()) is not None:
-                yield delta
-            if self._mailbox.finished:
-                break
-            await self._mailbox.wait_async()
+        try:
+            while True:
+                while (delta := self._mailbox.take()) is not None:
+                    yield delta
+                if self._mailbox.finished:
+                    break
+                await self._mailbox.wait_async()
+        finally:
+            self.abort()
         while (delta := self._mailbox.take()) is not None:
             yield delta
         self.check()
@@ -80,7 +86,7 @@ class Submission:
 
     def abort(self) -> bool:
         """Give the request up; its last deltas say "abort". False when it had ended."""
-        return not self._mailbox.finished and self._abort(self.request_id)
+        return self._abort(self._mailbox)
 
     def __enter__(self) -> Self:
         return self

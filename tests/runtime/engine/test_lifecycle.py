@@ -135,6 +135,45 @@ def test_a_name_is_used_once_at_a_time(make_engine):
     assert engine.submit([1], SHORT, request_id="a").result().request_id == "a"
 
 
+def test_an_abort_that_comes_late_does_not_touch_the_next_of_that_name(make_engine, monkeypatch):
+    engine = make_engine(slow())
+    first = engine.submit([1], SamplingParams(temperature=0, max_tokens=20), request_id="a")
+    next(iter(first))
+    tell, told = engine._loop.give_up, []
+    monkeypatch.setattr(engine._loop, "give_up", told.append)
+    assert engine.abort("a")
+    assert first.result().completions[0].finish_reason == "length"  # the engine has not heard of it
+    monkeypatch.undo()
+    second = engine.submit([2], SamplingParams(temperature=0, max_tokens=20), request_id="a")
+    next(iter(second))
+    tell(*told)
+    assert second.result().completions[0].finish_reason == "length"
+
+
+def test_leaving_an_async_for_gives_the_request_up(make_engine):
+    engine = make_engine(slow())
+
+    async def read():
+        submission = engine.submit([1], FOREVER)
+        async for _ in submission:
+            break
+        while not submission._mailbox.finished:  # it is held all the time
+            await asyncio.sleep(0.001)
+        return submission.result().completions[0].finish_reason
+
+    assert asyncio.run(asyncio.wait_for(read(), 5)) == "abort"
+    assert engine.stats().blocks_used == 0
+
+
+def test_a_submission_that_nobody_holds_is_given_up(make_engine):
+    engine = make_engine(slow())
+    submission = engine.submit([1], FOREVER)
+    next(iter(submission))
+    del submission
+    assert engine.drain(timeout=5)
+    assert dict(engine.stats().requests) == {"abort": 1}
+
+
 def test_time_limits(make_engine):
     engine = make_engine(slow(), max_num_seqs=1, request_timeout=0.05)
     started, waiting = engine.submit([1], FOREVER), engine.submit([2], FOREVER, timeout=0.1)
