@@ -25,6 +25,7 @@ _RESERVED = frozenset(
         "raise_exception",
     ]
 )
+MAX_DEPTH = 64  # of a past call's arguments
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -94,7 +95,27 @@ def _arguments(text: str, place: int) -> Any:
             f"The message {place} has a tool call whose arguments are no JSON object.",
             f"messages.{place}.tool_calls",
         )
+    if _depth_passes(value, MAX_DEPTH):
+        raise invalid(
+            f"The message {place} has a tool call whose arguments nest deeper than {MAX_DEPTH} levels.",
+            f"messages.{place}.tool_calls",
+        )
     return value
+
+
+def _depth_passes(value: Any, most: int) -> bool:
+    """Whether lists and objects nest deeper, found without recursion."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [
+            it
+            for one in level
+            if isinstance(one, dict | list)
+            for it in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _told(turns: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import invalid
 from .schema.chat import Tool
+from .schema_refs import moved
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 16  # that a model is made to write when it must call
@@ -137,44 +138,51 @@ def named_schema(tools: Sequence[Tool], name: str) -> dict[str, Any]:
     """A schema of one function's arguments.
 
     Raises:
-        ApiError: no tool has this name.
+        ApiError: no tool has this name, or its parameters are no schema.
     """
     for tool in tools:
         if tool.function.name == name:
-            return tool.function.parameters or {"type": "object"}
+            return _parameters(tool)
     raise invalid(
         f"tool_choice names the function '{name[:64]}', which is not among the tools.", "tool_choice"
     )
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    """The schema of a function's arguments. What else may be wrong with it, the grammar's compiler says."""
+    parameters = tool.function.parameters or {"type": "object"}
+    for key in ("$defs", "definitions"):
+        if not isinstance(parameters.get(key, {}), dict):
+            raise invalid(
+                f"The parameters of '{tool.function.name}' have a '{key}' that is no object.", "tools"
+            )
+    return parameters
 
 
 def required_schema(tools: Sequence[Tool], *, parallel: bool) -> dict[str, Any]:
     """A schema of a list of calls, at least one.
 
     Raises:
-        ApiError: two tools define one name of ``$defs`` differently.
+        ApiError: a tool's parameters are no schema.
     """
-    definitions: dict[str, Any] = {}
-    branches = []
-    for tool in tools:
-        parameters = dict(tool.function.parameters or {"type": "object"})
-        for key, value in (parameters.pop("$defs", None) or {}).items():
-            if definitions.setdefault(key, value) != value:
-                raise invalid(f"Two tools define '$defs/{key[:64]}' differently.", "tools")
-        branches.append(
-            {
-                "type": "object",
-                "properties": {"name": {"const": tool.function.name}, "arguments": parameters},
-                "required": ["name", "arguments"],
-                "additionalProperties": False,
-            }
-        )
-    schema: dict[str, Any] = {
+    branches = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": moved(_parameters(tool), f"#/items/anyOf/{i}/properties/arguments"),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for i, tool in enumerate(tools)
+    ]
+    return {
         "type": "array",
         "minItems": 1,
         "maxItems": MAX_CALLS if parallel else 1,
         "items": {"anyOf": branches},
     }
-    return schema | ({"$defs": definitions} if definitions else {})
 
 
 def instructions(tools: Sequence[Mapping[str, Any]]) -> str:

@@ -56,6 +56,10 @@ def tool(name: str = "f", **parameters: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters or {"type": "object"}}}
 
 
+def past_call(arguments: str) -> dict[str, Any]:
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
 # name → (path, body or its bytes, status, what the sentence says)
 CASES: dict[str, tuple[str, Any, int, str]] = {
     # Bodies
@@ -292,6 +296,17 @@ CASES: dict[str, tuple[str, Any, int, str]] = {
         {"messages": [message()], "chat_template_kwargs": {"bos_token": "x"}},
         400,
         "may not set 'bos_token'",
+    ),
+    "arguments of a past call nest 900 deep": (
+        CHAT,
+        {
+            "messages": [
+                message(),
+                message("assistant", None, tool_calls=[past_call('{"a":' * 900 + "1" + "}" * 900)]),
+            ]
+        },
+        400,
+        "nest deeper than 64",
     ),
     "nested template variable": (
         CHAT,

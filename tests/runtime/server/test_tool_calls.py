@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optpipe_runtime.server.errors import ApiError
+from optpipe_runtime.sampling.llguidance_adapter import matcher
+from optpipe_runtime.sampling.llguidance_adapter import tokenizer as grammar_tokenizer
 from optpipe_runtime.server.schema.chat import Tool
 from optpipe_runtime.server.tool_calls import (
     CallFinder,
@@ -18,6 +21,8 @@ from optpipe_runtime.server.tool_calls import (
     named_schema,
     required_schema,
 )
+
+from .kit import EOS, VOCAB, LetterExecutor, Served, ids, serve, tokenizer
 
 CALL = '<tool_call>{"name": "f", "arguments": {"x": "<tool"}}</tool_call>'
 TEXTS = {
@@ -62,13 +67,34 @@ def test_the_schema_of_calls_names_each_tool() -> None:
     assert (schema["minItems"], schema["maxItems"]) == (1, 1)
 
 
-def test_definitions_move_to_where_references_look() -> None:
-    place = {"$defs": {"P": {"type": "string"}}, "type": "object", "properties": {"p": {"$ref": "#/$defs/P"}}}
-    schema = required_schema([tool("f", **place), tool("g", **place)], parallel=True)
-    assert schema["$defs"] == {"P": {"type": "string"}}
-    assert "$defs" not in json.dumps(schema["items"]).replace("#/$defs/P", "")
-    with pytest.raises(ApiError, match="differently"):
-        required_schema([tool("f", **place), tool("g", **{**place, "$defs": {"P": {}}})], parallel=True)
+def takes(schema: dict[str, Any], call: Any) -> bool:
+    """Whether a grammar of ``schema`` lets a model write a list of one call."""
+    backend = tokenizer().backend
+    grammar = matcher(grammar_tokenizer(backend.to_str(), VOCAB, [EOS]), "json_schema", json.dumps(schema))
+    assert not grammar.get_error()
+    text = ids(json.dumps([call]))
+    return bool(grammar.validate_tokens(text) == len(text))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "right", "wrong"),
+    [
+        ({"$defs": {"d": {"type": "string"}}, "properties": {"x": {"$ref": "#/$defs/d"}}}, "a", 1),
+        ({"definitions": {"d": {"type": "null"}}, "properties": {"x": {"$ref": "#/definitions/d"}}}, None, 1),
+        ({"properties": {"y": {"type": "string"}, "x": {"$ref": "#/properties/y"}}}, "a", 1),
+        ({"properties": {"x": {"$ref": "#"}}, "additionalProperties": False}, {"x": {}}, {"y": 1}),
+        ({"properties": {"x": {"type": "object", "properties": {"$ref": {"type": "string"}}}}},
+         {"$ref": "#"}, {"$ref": 1}),
+        ({"properties": {"x": {"const": {"$ref": "#"}}}}, {"$ref": "#"}, {"$ref": "#/items"}),
+    ],
+)  # fmt: skip
+def test_references_mean_what_they_meant_in_the_tool(
+    parameters: dict[str, Any], right: Any, wrong: Any
+) -> None:
+    other = {"$defs": {"d": {"type": "integer"}}, "type": "object"}  # of the same name
+    schema = required_schema([tool("g", **other), tool("f", type="object", **parameters)], parallel=True)
+    assert takes(schema, {"name": "f", "arguments": {"x": right}})
+    assert not takes(schema, {"name": "f", "arguments": {"x": wrong}})
 
 
 def test_a_named_tool_gives_its_own_schema() -> None:
@@ -85,3 +111,27 @@ def test_instructions_hold_every_tool_as_json() -> None:
     text = instructions([{"name": "f{}"}, {"name": "g"}])
     assert '{"name": "f{}"}\n{"name": "g"}' in text
     assert '{"name": "function name"' in text
+
+
+@pytest.fixture(scope="module")
+def roomy() -> Iterator[Served]:
+    with serve(LetterExecutor(), context=1024) as it:
+        yield it
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"$defs": [1]},
+        {"$defs": "x"},
+        {"definitions": 7},
+        {"properties": ["x"]},
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}},
+    ],
+)
+def test_parameters_that_are_no_schema_are_refused(roomy: Served, parameters: Any, choice: Any) -> None:
+    asked = tool("f", **parameters).model_dump()
+    answer = roomy.chat(max_tokens=8, tools=[asked], tool_choice=choice)
+    assert answer.status_code == 400, answer.text
+    assert roomy.engine.stats().failed_steps == 0
