@@ -117,7 +117,7 @@ def command(model: str, **options: Any) -> int:
         _run(listener, options)
     if traces is not None:
         traces.shutdown()  # sends what is left
-    return 1 if listener.force_exit else 0
+    return 1 if listener.force_exit or listener.signals > 1 else 0
 
 
 def _check_packages() -> None:

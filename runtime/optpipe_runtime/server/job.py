@@ -59,6 +59,7 @@ class Job:
         self._usage: dict[int, Usage] = {}
         self._last: dict[int, float] = {}
         _check_lengths(prompts, service)
+        service.jobs.add(self)
         if params.structured is None:
             self._submit()
 
@@ -138,7 +139,12 @@ class Job:
         )
 
     def close(self) -> None:
-        """Give up what has not ended. May be called again, from any thread."""
+        """Give up what has not ended, and be forgotten. May be called again, from any thread."""
+        self.abort()
+        self._service.jobs.discard(self)
+
+    def abort(self) -> None:
+        """Give up what has not ended; who waits for it is told that the server stopped."""
         for submission in self._submissions:
             submission.abort()
 

@@ -1,6 +1,7 @@
 """uvicorn as this server wants it: bounded connections, and an end in two steps.
 
-The first SIGTERM (or Ctrl-C) closes the door and lets running requests end; the second stops at once.
+The first SIGTERM (or Ctrl-C) closes the door and lets running requests end; the second, or the end of the
+time that they have, gives them up, which their clients are told; the third does not wait for that.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -20,8 +22,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .config import ServerConfig
 from .errors import ApiError
+from .service import Service
 
 log = logging.getLogger("optpipe.server")
+LAST_WORDS = 2.0  # seconds for telling clients that their requests were given up
 CONNECTIONS_A_REQUEST = 4  # connections may idle between requests, so there are more than requests
 
 
@@ -52,21 +56,44 @@ class Listener(uvicorn.Server):
                 h11_max_incomplete_event_size=config.max_header_bytes,
                 limit_concurrency=None,
                 timeout_keep_alive=max(1, round(config.keep_alive)),
-                timeout_graceful_shutdown=max(1, round(config.drain_timeout)),
+                timeout_graceful_shutdown=math.ceil(config.drain_timeout + 2 * LAST_WORDS),
             )
         )
+        self._service: Service = app.state.service
+        self._drain_timeout = config.drain_timeout
         self._on_started = on_started
         self.signals = 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on the first signal, stop on the second."""
+        """Drain on the first signal, give up what runs on the second, leave on the third."""
         self.signals += 1
+        name = signal.Signals(sig).name
         if self.signals == 1:
-            log.info("draining", extra={"signal": signal.Signals(sig).name})
+            log.info("draining", extra={"signal": name})
             self.should_exit = True
         else:
-            log.warning("stopping at once", extra={"signal": signal.Signals(sig).name})
-            self.force_exit = True
+            log.warning("stopping at once", extra={"signal": name})
+            self.force_exit = self.signals > 2
+
+    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+        """Wait for requests that run, but not for ever."""
+        cut = asyncio.create_task(self._cut())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cut.cancel()
+
+    async def _cut(self) -> None:
+        """Give up what runs when its time is over, and leave when that did not help."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._drain_timeout
+        while self.signals < 2 and loop.time() < until:
+            await asyncio.sleep(0.02)
+        if self._service.jobs:
+            log.warning("requests are given up", extra={"requests": len(self._service.jobs)})
+        self._service.stop()
+        await asyncio.sleep(LAST_WORDS)
+        self.force_exit = True
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Begin, and say where."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from starlette.requests import Request
 
@@ -21,6 +21,9 @@ from .health import Prober
 from .metrics import Metrics
 from .prompts import Encoder
 from .token_text import TokenTexts
+
+if TYPE_CHECKING:
+    from .job import Job
 
 T = TypeVar("T")
 LONG = 128 << 10  # bytes; shorter ones are tokenized in some tenths of a second at most
@@ -37,6 +40,7 @@ class Service:
         texts: token ids to the texts and bytes that log-probabilities name.
         metrics: what /metrics shows.
         prober: what /health asks.
+        jobs: those that are at the engine; each enters and leaves by itself.
         created: when the server started, in seconds of Unix time.
 
     Raises:
@@ -53,6 +57,7 @@ class Service:
         self.texts = TokenTexts(self.tokenizer)
         self.metrics = Metrics(engine, config.model_name)
         self.prober = Prober(engine, config.stall_after)
+        self.jobs: set[Job] = set()
         self.created = int(time.time())
         self._threads = ThreadPoolExecutor(config.prepare_threads, thread_name_prefix="optpipe-prepare")
         self._long = ThreadPoolExecutor(1, thread_name_prefix="optpipe-prepare-long")
@@ -88,6 +93,12 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
+
+    def stop(self) -> None:
+        """Take nothing more and give up what runs: its clients are told, with a 503 or an event."""
+        self.engine.drain(0)
+        for job in list(self.jobs):
+            job.abort()
 
     def close(self) -> None:
         """Let the threads go. The engine is not touched."""
