@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Self
@@ -27,7 +26,6 @@ class Submission:
         self._mailbox = mailbox
         self._choices = choices
         self._abort = abort
-        weakref.finalize(self, abort, mailbox).atexit = False
 
     @property
     def prompt_token_ids(self) -> tuple[int, ...]:
@@ -102,6 +100,9 @@ class Submission:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.abort()
+
+    def __del__(self) -> None:
         self.abort()
 
     def _deltas(self, deadline: float | None) -> Iterator[Delta]:
