@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 from optpipe.errors import CapacityError, EngineError, RequestError
 
 from .delivery import Mailbox
+
+
+class _Held(threading.local):
+    """Places that a thread has taken and not used yet."""
+
+    places = 0
 
 
 class Gate:
@@ -25,6 +33,7 @@ class Gate:
         self._changed = threading.Condition()
         self._names: dict[str, Mailbox] = {}
         self._shut: str | None = None
+        self._held = _Held()
         self.queued = 0
         self.running = 0
 
@@ -42,15 +51,39 @@ class Gate:
             name = mailbox.request_id
             if name in self._names:
                 raise RequestError(f"The request id '{name[:100]}' is in use.", hint="give each its own")
-            most = self._max_running + self._max_waiting
-            if sequences > most:
-                raise RequestError(f"n is {sequences}, but the engine takes {most} sequences in all.")
-            if self.queued + self.running + sequences > most:
-                raise CapacityError(
-                    f"The queue is full: {self.queued} sequences are waiting.", hint="try again later"
-                )
+            held = min(sequences, self._held.places)
+            self._check(sequences - held, f"n is {sequences}")
             self._names[name] = mailbox
+            self._held.places -= held
+            self.queued += sequences - held
+
+    @contextlib.contextmanager
+    def hold(self, sequences: int) -> Iterator[None]:
+        """Places for several requests that this thread asks for meanwhile: all of them, or none.
+
+        Raises:
+            RequestError: there could never be so many places.
+            CapacityError: the queue is full.
+        """
+        with self._changed:
+            self._check(sequences, f"prompt and n ask for {sequences} sequences")
             self.queued += sequences
+            self._held.places = sequences
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.queued -= self._held.places
+                self._held.places = 0
+
+    def _check(self, sequences: int, what: str) -> None:
+        most = self._max_running + self._max_waiting
+        if sequences > most:
+            raise RequestError(f"{what}, but the engine takes {most} sequences in all.")
+        if self.queued + self.running + sequences > most:
+            raise CapacityError(
+                f"The queue is full: {self.queued} sequences are waiting.", hint="try again later"
+            )
 
     def find(self, name: str) -> Mailbox | None:
         """The mailbox of the request that has this name now."""
@@ -76,6 +109,13 @@ class Gate:
         """Let nobody in any more."""
         with self._changed:
             self._shut = self._shut or why
+
+    def clear(self) -> None:
+        """Count nobody any more: the engine's thread, which would say who ends, is lost."""
+        with self._changed:
+            self._names.clear()
+            self.queued = self.running = 0
+            self._changed.notify_all()
 
     def wait_empty(self, timeout: float | None) -> bool:
         """Wait until every request has ended; False when that took longer than ``timeout`` seconds."""

@@ -55,7 +55,7 @@ class Loop:
         self._outbox = Outbox()
         self._changed = threading.Condition()
         self._inbox: list[Request | Mailbox] = []  # requests that come, mailboxes of those given up
-        self._stopping = False
+        self._stopping = self._abandoned = False
         self._open: dict[str, Request] = {}
         self._choices: dict[int, Choice] = {}  # those that the scheduler has, by sequence id
         self._deadlines = Deadlines()
@@ -73,7 +73,7 @@ class Loop:
     def enter(self, request: Request) -> bool:
         """Hand over a request whose choices are made; False when the engine has stopped."""
         with self._changed:
-            if self._stopping:
+            if self._stopping or self._abandoned:
                 return False
             if not self._open and not self._inbox:
                 self._progress = time.monotonic()
@@ -97,11 +97,15 @@ class Loop:
         return not self._thread.is_alive()
 
     def abandon(self, error: OptpipeError) -> None:
-        """Tell every reader that nothing more comes, although the thread is stuck in a step."""
+        """Tell every reader that nothing more comes, although the thread is stuck in a step or ended."""
+        with self._changed:
+            self._abandoned = True
+            requests = [*self._open.values(), *(it for it in self._inbox if isinstance(it, Request))]
         outbox = Outbox()
-        for request in list(self._open.values()):
+        for request in requests:
             request.mailbox.refuse(error, outbox)
         outbox.flush()
+        self._gate.clear()
 
     def health(self) -> Health:
         """See ``Engine.health``."""

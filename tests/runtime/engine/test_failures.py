@@ -217,6 +217,26 @@ def test_a_step_that_hangs_is_unhealthy_and_close_does_not_wait_for_ever(monkeyp
     gate.set()
 
 
+def test_nobody_waits_for_an_engine_that_is_left_behind_in_a_step(monkeypatch):
+    gate, inside = threading.Event(), threading.Event()
+    executor = TapeExecutor(before_step=lambda step: (inside.set(), gate.wait()))
+    engine = Engine.over(executor, config=EngineConfig(num_blocks=8))
+    submissions = [engine.submit([1], SHORT)]
+    assert inside.wait(5)
+    submissions.append(engine.submit([2], SHORT))  # the thread has not looked at it
+    drained = []
+    drain = threading.Thread(target=lambda: drained.append(engine.drain(None)), daemon=True)
+    drain.start()
+    monkeypatch.setattr(parts, "STOP_SECONDS", 0.05)
+    engine.close()
+    drain.join(5)
+    assert drained == [True]
+    for submission in submissions:
+        with pytest.raises(EngineError, match="closed"):
+            submission.result(timeout=5)
+    gate.set()
+
+
 def test_a_defect_of_the_engine_fails_what_is_open_and_the_engine_goes_on(make_engine, monkeypatch):
     class Broken(Scheduler):
         broken = True
