@@ -154,6 +154,19 @@ class Engine:
         submission.check()
         return submission
 
+    def hold(self, sequences: int) -> contextlib.AbstractContextManager[None]:
+        """Take places in the queue for requests that this thread submits meanwhile: all of them, or none.
+
+        Args:
+            sequences: ``n`` of each of them, added up.
+
+        Raises:
+            RequestError: the engine could never take so many.
+            CapacityError: the queue is full.
+            EngineError: the engine is draining or closed.
+        """
+        return self._gate.hold(sequences)
+
     def _enter(self, request: Request, asked: Asked) -> None:
         """Prepare a request and hand it to the engine's thread, or tell its reader why not."""
         outbox = Outbox()

@@ -64,8 +64,11 @@ class Gate:
         Raises:
             RequestError: there could never be so many places.
             CapacityError: the queue is full.
+            EngineError: nobody may come any more.
         """
         with self._changed:
+            if self._shut is not None:
+                raise EngineError(self._shut)
             self._check(sequences, f"prompt and n ask for {sequences} sequences")
             self.queued += sequences
             self._held.places = sequences

@@ -70,16 +70,17 @@ class Job:
             ApiError: there is no room, or a request is impossible.
         """
         try:
-            for i, prompt in enumerate(self.prompts):
-                submission = self._service.engine.submit(
-                    prompt.ids,
-                    self._params,
-                    request_id=f"{self._name}-{i}",
-                    priority=self._asked.priority or 0,
-                    salt=(self._asked.cache_salt or "").encode(),
-                    stream=bool(self._asked.stream),
-                )
-                self._submissions.append(submission)
+            with self._service.engine.hold(len(self.prompts) * self.n):
+                for i, prompt in enumerate(self.prompts):
+                    submission = self._service.engine.submit(
+                        prompt.ids,
+                        self._params,
+                        request_id=f"{self._name}-{i}",
+                        priority=self._asked.priority or 0,
+                        salt=(self._asked.cache_salt or "").encode(),
+                        stream=bool(self._asked.stream),
+                    )
+                    self._submissions.append(submission)
         except OptpipeError as error:
             self.close()
             raise _refusal(error) from error

@@ -226,6 +226,35 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
         assert served.complete("one more", max_tokens=1).status_code == 200
 
 
+def test_a_request_of_many_sequences_gets_all_its_places_or_none() -> None:
+    gate = threading.Event()
+    with (
+        serve(
+            LetterExecutor(before_step=lambda step: gate.wait(20)), max_num_seqs=2, max_waiting=2
+        ) as served,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        try:
+            answer = served.complete(["a", "b", "c"], n=2)  # could never fit: trying again does not help
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == "prompt"
+            assert served.engine._gate.queued == 0
+            inside = [pool.submit(served.complete, f"{i}", max_tokens=3) for i in range(3)]
+            wait_until(lambda: served.engine._gate.queued + served.engine._gate.running == 3)
+            admitted = []
+            admit = served.engine._gate.admit
+            served.engine._gate.admit = lambda *given: (admitted.append(given), admit(*given))  # type: ignore
+            assert served.complete(["a", "b"]).status_code == 429
+            assert not admitted
+            inside.append(pool.submit(served.complete, "one more", max_tokens=3))
+            wait_until(lambda: len(admitted) == 1)
+        finally:
+            gate.set()
+        assert [it.result(20).status_code for it in inside] == [200] * 4
+        wait_until(lambda: served.idle)
+        assert served.engine._gate.queued == served.engine._gate.running == 0
+
+
 def test_more_requests_than_the_server_takes_are_a_429_before_their_bodies() -> None:
     config = ServerConfig(model_name=MODEL, max_requests=1)
     with serve(LetterExecutor(), config=config) as served, connect(served) as slow:
