@@ -96,8 +96,6 @@ class Job:
         try:
             for submission in self._submissions:
                 await submission.ready()
-        except CapacityError as error:  # it could never fit, so trying again does not help
-            raise invalid(error.message, code="context_length_exceeded") from error
         except OptpipeError as error:
             raise _refusal(error) from error
 
@@ -108,9 +106,12 @@ class Job:
             ApiError: the engine failed, or stopped.
         """
         source = aiter(self._submissions[0]) if len(self._submissions) == 1 else self._merged()
-        async for delta in source:
-            self._note(delta)
-            yield delta
+        try:
+            async for delta in source:
+                self._note(delta)
+                yield delta
+        except OptpipeError as error:
+            raise _refusal(error) from error
 
     async def outputs(self) -> list[RequestOutput]:
         """All prompts' outputs, complete, in order.

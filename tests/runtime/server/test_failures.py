@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from optpipe.errors import ArtifactError
+from optpipe.errors import ArtifactError, EngineError
 from optpipe.targets.protocol import StepInputs
 from optpipe_runtime.engine import Engine, EngineConfig
 from optpipe_runtime.engine.submission import Submission
@@ -189,6 +189,20 @@ def test_a_closed_engine_is_a_503() -> None:
         assert answer.status_code == 503
         assert "Retry-After" in answer.headers
         assert served.get("/health").status_code == 503
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"]])
+def test_an_engine_that_gives_everything_up_ends_streams_with_an_event(
+    prompt: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(LetterExecutor(cost=lambda step: 0.02)) as served, ThreadPoolExecutor(1) as pool:
+        stream = pool.submit(served.complete, prompt, max_tokens=200, stream=True)
+        wait_until(lambda: served.engine.stats().generated_tokens > 4)
+        served.engine._loop.abandon(EngineError("secret details"))
+        *_, error, done = events(stream.result(10).text)
+        assert (json.loads(error)["error"]["code"], done) == ("stopped", "[DONE]")
+        assert "secret" not in error
+    assert "failed unexpectedly" not in caplog.text
 
 
 def test_an_engine_without_a_tokenizer_cannot_be_served() -> None:
