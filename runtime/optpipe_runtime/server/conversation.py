@@ -60,6 +60,8 @@ def _turn(message: Message, place: int) -> dict[str, Any]:
     content = message.content
     if isinstance(content, list):
         content = "".join(it.text for it in content)
+    if content is None:
+        content = message.refusal  # a past answer of a server that refuses
     if content is None and not message.tool_calls:
         raise invalid(f"The message {place} has no content.", f"messages.{place}.content")
     turn: dict[str, Any] = {

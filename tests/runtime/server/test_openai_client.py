@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from .kit import MODEL, LetterExecutor, ScriptExecutor, Served, serve
+from .kit import MODEL, LetterExecutor, ScriptExecutor, Served, serve, wait_until
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 WEATHER: Any = {
@@ -63,6 +64,35 @@ def test_chat(client: OpenAI) -> None:
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + len("Hello there!") + 1
+
+
+def test_openais_own_fields_are_accepted_and_logged(client: OpenAI, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "optpipe.server"):
+        answer = client.chat.completions.create(
+            model=MODEL,
+            messages=user("hi"),
+            temperature=0,
+            reasoning_effort="low",
+            verbosity="low",
+            prompt_cache_key="a secret",
+            prediction={"type": "content", "content": "a secret"},
+            modalities=["text"],
+        )
+        assert answer.choices[0].message.content == "Hello there!"
+        wait_until(lambda: any(hasattr(it, "ignored") for it in caplog.records))
+    (said,) = [it.ignored for it in caplog.records if hasattr(it, "ignored")]
+    assert said == "reasoning_effort,verbosity,prompt_cache_key,prediction"
+
+
+def test_a_past_refusal_is_a_turn(client: OpenAI) -> None:
+    past: Any = {"role": "assistant", "content": None, "refusal": "I would rather not."}
+    messages = [*user("do it"), past, *user("hi")]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    assert answer.choices[0].message.content == "Hello there!"
+    assert answer.usage is not None
+    alone = client.chat.completions.create(model=MODEL, messages=[messages[0], messages[2]], temperature=0)
+    assert alone.usage is not None
+    assert answer.usage.prompt_tokens > alone.usage.prompt_tokens + len("I would rather not.")
 
 
 def test_chat_streams(client: OpenAI) -> None:

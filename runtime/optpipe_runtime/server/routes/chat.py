@@ -83,6 +83,8 @@ def prepare(service: Service, raw: bytes, info: RequestInfo) -> Prepared:
         parallel=asked.parallel_tool_calls is not False,
     )
     info.facts |= {"stream": bool(asked.stream), "messages": len(asked.messages), "n": params.n}
+    if ignored := asked.without_effect:
+        info.facts["ignored"] = ",".join(ignored)
     job = Job(service, options.name, [prompt], params, asked, info)
     style = ChatStyle(options, service.texts)
     return Prepared(job, style, bool(asked.stream), asked.wants_usage, heavy=bool(asked.logprobs))

@@ -70,6 +70,8 @@ def prepare(service: Service, raw: bytes, info: RequestInfo) -> Prepared:
         nothing_new=max_tokens == 0,
     )
     info.facts |= {"stream": bool(asked.stream), "prompts": len(prompts), "n": params.n}
+    if ignored := asked.without_effect:
+        info.facts["ignored"] = ",".join(ignored)
     job = Job(service, options.name, prompts, params, asked, info)
     style = CompletionStyle(options, prompts, service.texts)
     return Prepared(job, style, bool(asked.stream), asked.wants_usage, heavy=bool(shown or asked.logprobs))

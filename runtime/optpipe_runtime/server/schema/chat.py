@@ -109,6 +109,12 @@ class ChatRequest(SamplingFields):
     store: bool | None = Field(default=None, description="Accepted; nothing is stored.")
     service_tier: str | None = Field(default=None, description="Accepted; has no effect.")
     safety_identifier: str | None = Field(default=None, description="Accepted; has no effect.")
+    reasoning_effort: str | None = Field(default=None, description="Accepted; has no effect.")
+    verbosity: str | None = Field(default=None, description="Accepted; has no effect.")
+    prompt_cache_key: str | None = Field(default=None, description="Accepted; has no effect.")
+    prompt_cache_retention: str | None = Field(default=None, description="Accepted; has no effect.")
+    prediction: Json | None = Field(default=None, description="Accepted; has no effect.")
+    modalities: list[Literal["text"]] | None = Field(default=None, description="Text is all there is.")
 
 
 class TopLogprob(Answer):

@@ -76,3 +76,10 @@ class SamplingFields(Strict):
     def wants_usage(self) -> bool:
         """Whether the stream shall end with what it took."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Fields that were given and are ignored, so that the log can say it."""
+        fields = type(self).model_fields.items()
+        accepted = [name for name, it in fields if (it.description or "").startswith("Accepted")]
+        return [name for name in accepted if getattr(self, name) is not None]
