@@ -63,7 +63,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     # The last one added is the outermost.
-    app.add_middleware(Gate, most=config.max_requests)
+    app.add_middleware(Gate, most=config.max_requests, body_bytes=config.max_body_bytes)
     app.add_middleware(Guard, config=config)
     if traces is not None:
         app.add_middleware(Tracing, provider=traces, model=config.model_name)

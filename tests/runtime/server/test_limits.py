@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hmac
+import select
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from optpipe_runtime.server import ServerConfig
+from optpipe_runtime.server.middleware import gate
 
 from .kit import MODEL, LetterExecutor, Served, serve, wait_until
 from .test_clients_that_leave import connect, request
@@ -204,10 +206,10 @@ def test_connections_have_an_upper_bound() -> None:
 
 
 def test_a_full_queue_is_a_429_with_retry_after() -> None:
-    gate = threading.Event()
+    closed = threading.Event()
     with (
         serve(
-            LetterExecutor(before_step=lambda step: gate.wait(20)), max_num_seqs=2, max_waiting=2
+            LetterExecutor(before_step=lambda step: closed.wait(20)), max_num_seqs=2, max_waiting=2
         ) as served,
         ThreadPoolExecutor(8) as pool,
     ):
@@ -220,17 +222,17 @@ def test_a_full_queue_is_a_429_with_retry_after() -> None:
             assert answer.json()["error"]["type"] == "rate_limit_error"
             assert served.complete(["a", "b"], stream=True).status_code == 429
         finally:
-            gate.set()
+            closed.set()
         assert [it.result(20).status_code for it in inside] == [200] * 4
         wait_until(lambda: served.idle)
         assert served.complete("one more", max_tokens=1).status_code == 200
 
 
 def test_a_request_of_many_sequences_gets_all_its_places_or_none() -> None:
-    gate = threading.Event()
+    closed = threading.Event()
     with (
         serve(
-            LetterExecutor(before_step=lambda step: gate.wait(20)), max_num_seqs=2, max_waiting=2
+            LetterExecutor(before_step=lambda step: closed.wait(20)), max_num_seqs=2, max_waiting=2
         ) as served,
         ThreadPoolExecutor(4) as pool,
     ):
@@ -249,19 +251,60 @@ def test_a_request_of_many_sequences_gets_all_its_places_or_none() -> None:
             inside.append(pool.submit(served.complete, "one more", max_tokens=3))
             wait_until(lambda: len(admitted) == 1)
         finally:
-            gate.set()
+            closed.set()
         assert [it.result(20).status_code for it in inside] == [200] * 4
         wait_until(lambda: served.idle)
         assert served.engine._gate.queued == served.engine._gate.running == 0
 
 
 def test_more_requests_than_the_server_takes_are_a_429_before_their_bodies() -> None:
-    config = ServerConfig(model_name=MODEL, max_requests=1)
-    with serve(LetterExecutor(), config=config) as served, connect(served) as slow:
-        slow.sendall(request()[0])  # and no body
-        wait_until(lambda: served.complete(max_tokens=1).status_code == 429)
-        assert served.get("/health").status_code == 200
-        slow.close()
+    config, release = ServerConfig(model_name=MODEL, max_requests=1), threading.Event()
+    with (
+        serve(LetterExecutor(before_step=lambda step: release.wait(10)), config=config) as served,
+        ThreadPoolExecutor(1) as pool,
+        connect(served) as second,
+        connect(served) as third,
+    ):
+        try:
+            second.sendall(request()[0])  # it comes before the place is taken, its body after
+            first = pool.submit(served.complete, max_tokens=1)
+            wait_until(lambda: served.engine.stats().waiting + served.engine._gate.running == 1)
+            second.sendall(request()[1])
+            assert second.recv(100).startswith(b"HTTP/1.1 429 ")
+            third.sendall(request()[0])  # and no body
+            assert third.recv(100).startswith(b"HTTP/1.1 429 ")
+            assert served.get("/metrics").status_code == 200
+        finally:
+            release.set()
+        assert first.result(10).status_code == 200
+        assert served.complete(max_tokens=1).status_code == 200
+
+
+def test_half_of_a_body_keeps_nobody_out() -> None:
+    config = ServerConfig(model_name=MODEL, max_requests=2)
+    with serve(LetterExecutor(), config=config) as served, contextlib.ExitStack() as stack:
+        for _ in range(6):
+            head, body = request()
+            stack.enter_context(connect(served)).sendall(head + body[:5])
+        wait_until(lambda: len(served.listener.server_state.tasks) == 6)
+        for _ in range(3):
+            assert served.complete(max_tokens=1).status_code == 200
+
+
+def test_bodies_on_their_way_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "BODIES", 1)
+    monkeypatch.setattr(gate, "SMALL", 100)
+    config = ServerConfig(model_name=MODEL, max_body_bytes=400)
+    with serve(LetterExecutor(), config=config) as served:
+        head = request(prompt="a" * 300)[0]
+        with connect(served) as first, connect(served) as second:
+            first.sendall(head + b" " * 250)
+            wait_until(lambda: len(served.listener.server_state.tasks) == 1)
+            second.sendall(head + b" " * 250)
+            both = [first, second]
+            said = [it.recv(100) for it in select.select(both, [], [], 5)[0]]
+            assert [it.startswith(b"HTTP/1.1 429 ") for it in said] == [True]
+            assert served.complete(max_tokens=1).status_code == 200  # its body is short
         wait_until(lambda: served.complete(max_tokens=1).status_code == 200)
 
 
