@@ -12,6 +12,9 @@ A plan is made in this order; each part takes only what the parts before it left
                   running prompts have yet to get); nobody overtakes; not in a step that preempted
     4. drafts     what tokens, rows and blocks are left; never at anyone's cost
 
+While a prompt stands behind it, one with more to go than a whole budget gets half of what is left of the
+budget, or ``long_prefill_token_threshold`` tokens: who comes after it does not wait for the end of it.
+
 **Why it never livelocks.** Let S be the first in line of all unfinished sequences. If S waits, part 1
 preempts from the end of the line until S fits; with nothing else running S always fits, because ``add``
 refuses prompts larger than the cache and lowers ``max_len`` to it. So S runs after parts 1 and 3. Victims
@@ -87,15 +90,39 @@ class Planner:
         running = self._line.running
         steps: list[SequenceStep] = []
         tokens, rows = self.config.max_num_batched_tokens, self.config.max_logit_rows
+        last = len(running) if self._may_admit() else self._last_prompt()
         while len(steps) < len(running):
             after = len(running) - len(steps) - 1  # each of them keeps a token and a row
-            step = self._step(running[len(steps)], tokens - after, rows - after, preempted)
+            share = tokens - after
+            if len(steps) < last:
+                share = self._share(running[len(steps)], share)
+            step = self._step(running[len(steps)], share, rows - after, preempted)
             if step is None:
                 break  # it preempted itself, so it was the last
             steps.append(step)
             tokens -= len(step.tokens)
             rows -= step.rows
         return steps
+
+    def _may_admit(self) -> bool:
+        """Whether somebody waits for whom there is a place, if not blocks."""
+        return bool(self._line.waiting) and len(self._line.running) < self.config.max_running
+
+    def _last_prompt(self) -> int:
+        """The place of the last running sequence that lacks more than one token; -1 when there is none."""
+        running = self._line.running
+        for place in range(len(running) - 1, -1, -1):
+            if len(running[place].tokens) - running[place].computed > 1:
+                return place
+        return -1
+
+    def _share(self, sequence: Sequence, tokens: int) -> int:
+        """Of ``tokens`` that are left, those that a sequence may have while another prompt is behind it."""
+        threshold = self.config.long_prefill_token_threshold
+        if threshold is not None:
+            return min(tokens, threshold or tokens)
+        to_go = len(sequence.tokens) - sequence.computed
+        return tokens if to_go <= self.config.max_num_batched_tokens else (tokens + 1) // 2
 
     def _admit_more(self, steps: list[SequenceStep]) -> None:
         """Admit from the head of the line while all of it fits and there are tokens for a start."""
@@ -106,7 +133,8 @@ class Planner:
             first = waiting[0]
             if not self._admit(first):
                 return
-            step = self._step(first, tokens, rows, [])
+            share = self._share(first, tokens) if self._may_admit() else tokens
+            step = self._step(first, share, rows, [])
             assert step is not None, f"{first} was admitted without room"
             steps.append(step)
             tokens -= len(step.tokens)

@@ -29,6 +29,8 @@ class SchedulerConfig:
         block_size: tokens a block.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens a step; every running sequence has at least one of them.
+        long_prefill_token_threshold: tokens of one prompt a step while another is behind it; 0 for no cap;
+            None caps prompts longer than the budget, at half of what is left of it.
         max_logit_rows: logit rows a step, which bounds the memory of the logits; one is every running
             sequence's.
         watermark: share of the blocks that must stay free when a sequence is admitted beside others.
@@ -44,6 +46,7 @@ class SchedulerConfig:
     block_size: int
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
+    long_prefill_token_threshold: int | None = None
     max_logit_rows: int = 1024
     watermark: float = 0.01
     policy: Literal["fcfs", "priority"] = "fcfs"
@@ -57,6 +60,11 @@ class SchedulerConfig:
                 raise RequestError(
                     f"The scheduler's {name} must be a whole number of at least 1, got {value}."
                 )
+        threshold = self.long_prefill_token_threshold
+        if threshold is not None and threshold < 0:
+            raise RequestError(
+                f"The scheduler's long_prefill_token_threshold must be at least 0, got {threshold}."
+            )
         if not 0 <= self.watermark < 1:
             raise RequestError(
                 f"The scheduler's watermark must be at least 0 and below 1, got {self.watermark}."

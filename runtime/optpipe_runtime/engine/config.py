@@ -19,6 +19,9 @@ class EngineConfig:
         max_num_seqs: sequences that run at the same time, at most.
         max_num_batched_tokens: the token budget of a step. A long prompt is computed in chunks of it; a
             smaller budget makes steadier steps, a larger one faster prompts.
+        long_prefill_token_threshold: tokens of one prompt a step while another prompt is behind it, so that
+            a short request need not wait for the end of a long one; 0 is no cap. None caps prompts with more
+            to go than the whole budget, at half of what is left of it.
         max_waiting: sequences that may wait for their turn; one more is refused.
         max_context: positions a sequence may have; None takes the model's own limit.
         policy: who is admitted first: "fcfs" (by arrival) or "priority" (lower number first).
@@ -40,6 +43,7 @@ class EngineConfig:
 
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
+    long_prefill_token_threshold: int | None = None
     max_waiting: int = 1024
     max_context: int | None = None
     policy: Policy = "fcfs"
@@ -65,6 +69,8 @@ class EngineConfig:
             self._check(name, 1 <= getattr(self, name) <= 64, "from 1 to 64")
         for name in ("max_context", "num_blocks"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        threshold = self.long_prefill_token_threshold
+        self._check("long_prefill_token_threshold", threshold is None or threshold >= 0, "at least 0")
         self._check("max_waiting", self.max_waiting >= 0, "at least 0")
         self._check("policy", self.policy in ("fcfs", "priority"), "'fcfs' or 'priority'")
         self._check("watermark", 0 <= self.watermark < 1, "at least 0 and under 1")

@@ -141,6 +141,7 @@ def _scheduler_config(config: EngineConfig, memory: MemoryPlan, rows: int) -> Sc
         block_size=memory.block_size,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+        long_prefill_token_threshold=config.long_prefill_token_threshold,
         max_logit_rows=rows,
         watermark=config.watermark,
         policy=config.policy,

@@ -38,6 +38,36 @@ def test_decoding_goes_on_beside_a_long_prompt_under_one_budget() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("threshold", "first", "second"),
+    [(None, {0: 4, 1: 3}, {0: 7, 1: 1}), (3, {0: 3, 1: 3}, {0: 7, 1: 1}), (0, {0: 8}, {0: 8})],
+)
+def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_one(threshold, first, second) -> None:
+    books = scheduler(max_num_batched_tokens=8, long_prefill_token_threshold=threshold)
+    books.add(Sequence(0, prompt(40), max_len=50, arrival=0))
+    assert lengths(step(books)) == {0: 8}  # nobody is behind it
+    books.add(Sequence(1, prompt(3, 90), max_len=30, arrival=1))
+    assert lengths(step(books)) == first
+    assert lengths(step(books)) == second
+
+
+def test_several_long_prompts_leave_something_for_who_comes_after_them() -> None:
+    books = scheduler(num_blocks=128, max_num_batched_tokens=16)
+    for number in range(2):
+        books.add(Sequence(number, prompt(60, 100 * number), max_len=70, arrival=number))
+    books.add(Sequence(2, prompt(4, 900), max_len=9, arrival=2))
+    assert lengths(step(books)) == {0: 8, 1: 4, 2: 4}
+    assert lengths(step(books)) == {0: 7, 1: 8, 2: 1}  # the last prompt takes what is left
+
+
+def test_prompts_within_the_budget_run_one_after_another() -> None:
+    """So that a later one finds what an earlier one has computed."""
+    books = scheduler(max_num_batched_tokens=16)
+    for number in range(2):
+        books.add(Sequence(number, prompt(12), max_len=20, arrival=number))
+    assert lengths(step(books)) == {0: 12, 1: 4}
+
+
 def test_every_running_sequence_gets_a_token_even_when_the_first_wants_them_all() -> None:
     books = scheduler(max_num_batched_tokens=8, policy="priority")
     for number in (1, 2):
@@ -83,7 +113,7 @@ def test_alone_a_sequence_may_use_what_the_watermark_keeps() -> None:
 
 
 def test_admission_counts_the_blocks_that_running_prompts_have_yet_to_get() -> None:
-    books = scheduler(num_blocks=10, watermark=0, max_num_batched_tokens=8)
+    books = scheduler(num_blocks=10, watermark=0, max_num_batched_tokens=8, long_prefill_token_threshold=0)
     books.add(Sequence(0, prompt(28), max_len=32, arrival=0))  # 7 blocks, 2 of them in the first step
     step(books)
     books.add(Sequence(1, prompt(16, 50), max_len=20, arrival=1))  # 4 blocks
@@ -92,7 +122,7 @@ def test_admission_counts_the_blocks_that_running_prompts_have_yet_to_get() -> N
 
 
 def test_a_waiting_sequence_that_shares_a_running_one_s_prompt_is_admitted_once_that_is_computed() -> None:
-    books = scheduler(num_blocks=10, watermark=0, max_num_batched_tokens=12)
+    books = scheduler(num_blocks=10, watermark=0, max_num_batched_tokens=12, long_prefill_token_threshold=0)
     books.add(Sequence(0, prompt(24), max_len=26, arrival=0))
     books.add(Sequence(1, prompt(24), max_len=26, arrival=1))
     assert lengths(step(books)) == {0: 12}  # two copies do not fit
@@ -110,7 +140,7 @@ def test_who_was_refused_is_admitted_when_another_ends() -> None:
 
 
 def test_who_was_refused_is_admitted_when_more_of_it_is_cached() -> None:
-    books = scheduler(num_blocks=8, watermark=0, max_num_batched_tokens=13)
+    books = scheduler(num_blocks=8, watermark=0, max_num_batched_tokens=13, long_prefill_token_threshold=0)
     books.add(Sequence(0, prompt(4, 50), max_len=30, arrival=0))
     step(books)
     for number in (1, 2):

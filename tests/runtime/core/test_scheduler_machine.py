@@ -26,6 +26,7 @@ CONFIGS = st.builds(
     max_num_seqs=st.integers(1, 6),
     max_num_batched_tokens=st.integers(1, 24),
     max_logit_rows=st.integers(1, 16),
+    long_prefill_token_threshold=st.sampled_from([None, None, 0, 1, 5]),
     watermark=st.sampled_from([0.0, 0.1, 0.4]),
     policy=st.sampled_from(["fcfs", "priority"]),
     prefix_caching=st.sampled_from([True, True, False]),
