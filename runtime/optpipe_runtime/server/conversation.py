@@ -16,6 +16,8 @@ from .tool_calls import instructions
 # Variables that are the server's to set. A request that could set them could bring a template of its own.
 _RESERVED = frozenset(
     [
+        "self",
+        "tokenizer",
         "messages",
         "tools",
         "documents",

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from optpipe.errors import CapacityError, OptpipeError, RequestError, nearest
 
 RETRY_AFTER = "1"  # seconds; a step is far shorter, so a place is likely free by then
+LONGEST_PATH = 200  # that an error repeats
 
 # Status → the type that clients branch on, as OpenAI names them.
 _TYPES = {
@@ -70,7 +71,8 @@ def too_busy(message: str) -> ApiError:
 
 def from_optpipe(error: OptpipeError) -> ApiError:
     """An error of the engine, tokenizer or template as the client sees it. Only requests' errors are told."""
-    message = error.message + (f" ({error.hint})" if error.hint else "")
+    hint = None if (error.hint or "").startswith("--") else error.hint  # a flag is no help to a client
+    message = error.message + (f" ({hint})" if hint else "")
     if isinstance(error, RequestError):
         return invalid(message, param=_field_of(message))
     if isinstance(error, CapacityError):
@@ -132,9 +134,11 @@ def add_handlers(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException), f"{error = }"
+        path = request.url.path
+        path = path if len(path) <= LONGEST_PATH else path[:LONGEST_PATH] + "…"
         known = {
-            404: f"There is no '{request.url.path}' here.",
-            405: f"'{request.url.path}' does not take {request.method}.",
+            404: f"There is no '{path}' here.",
+            405: f"'{path}' does not take {request.method}.",
         }
         message = known.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, headers=error.headers).response()

@@ -20,11 +20,17 @@ async def read_body(request: Request, config: ServerConfig) -> bytes:
 
     Raises:
         ApiError: it is not said to be JSON (which keeps web pages of other origins from sending it without
-            being asked about), is too long, or comes too slowly.
+            being asked about), is compressed, is too long, or comes too slowly.
         ClientDisconnect: the client left.
     """
     if not _is_json(request.headers.get("content-type", "")):
         raise ApiError(415, "The Content-Type must be application/json.", code="unsupported_media_type")
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise ApiError(
+            415,
+            "The body must not be compressed: Content-Encoding is not taken.",
+            code="unsupported_media_type",
+        )
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and (len(stated) > 18 or int(stated) > config.max_body_bytes):
         raise _too_long(config)

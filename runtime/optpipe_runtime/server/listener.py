@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import signal
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -102,6 +103,13 @@ class Listener(uvicorn.Server):
             self._on_started(int(self.servers[0].sockets[0].getsockname()[1]))
 
 
+def _why(error: BaseException | None, config: ServerConfig) -> str:
+    """What the parser of HTTP found wrong, as a sentence."""
+    if isinstance(error, h11.RemoteProtocolError) and error.error_status_hint != 431:
+        return f"The request is not HTTP: {str(error)[:200].rstrip('.')}."
+    return f"The request's line and headers pass {config.max_header_bytes} bytes."
+
+
 def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
     """HTTP on one connection, with limits that uvicorn lacks."""
     most = CONNECTIONS_A_REQUEST * config.max_requests
@@ -160,11 +168,7 @@ def _protocol(config: ServerConfig) -> type[asyncio.Protocol]:
             if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
                 self.transport.close()  # in the middle of an answer
                 return
-            refusal = ApiError(
-                400,
-                f"The request is not HTTP, or its headers pass {config.max_header_bytes} bytes.",
-                code="bad_http",
-            )
+            refusal = ApiError(400, _why(sys.exception(), config), code="bad_http")
             body = json.dumps(refusal.body()).encode()
             headers = [
                 (b"content-type", b"application/json"),

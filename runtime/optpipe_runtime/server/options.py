@@ -34,6 +34,8 @@ SERVER_FLAGS = {
 ENGINE_FLAGS = {
     "max_num_seqs": "Sequences that run at the same time.",
     "max_num_batched_tokens": "Tokens a step; a long prompt is computed in chunks of it.",
+    "long_prefill_token_threshold": "Tokens of one prompt a step while another is behind it; 0 is no cap.  "
+    "[default: half of what is left, of prompts longer than a step]",
     "max_waiting": "Sequences that may wait for their turn; one more gets a 429.",
     "max_context": "Positions a sequence may have.  [default: the model's own limit]",
     "kv_dtype": "How the cache stores numbers, where the target has a choice.  [default: the target's]",

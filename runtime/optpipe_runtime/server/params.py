@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from ..sampling.structured import StructuredOutput
 from .config import ServerConfig
 from .errors import invalid
 from .schema.sampling import ResponseFormat, SamplingFields, StructuredOutputs
+
+_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # one spelling each, or two keys could be one token
 
 # Fields that mean the same here and there. Those that are not given keep the engine's defaults.
 _SAME = (
@@ -114,7 +117,7 @@ def _alternatives(choices: list[str]) -> str:
 
 def _bias(bias: Mapping[str, float]) -> dict[int, float]:
     for key in bias:
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+        if not _ID.fullmatch(key):
             raise invalid(f"logit_bias has the key '{key[:20]}', which is no token id.", "logit_bias")
     return {int(key): value for key, value in bias.items()}
 

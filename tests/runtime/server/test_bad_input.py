@@ -308,6 +308,24 @@ CASES: dict[str, tuple[str, Any, int, str]] = {
         400,
         "nest deeper than 64",
     ),
+    "self as a template variable": (
+        CHAT,
+        {"messages": [message()], "chat_template_kwargs": {"self": "x"}},
+        400,
+        "may not set 'self'",
+    ),
+    "tokenizer as a template variable": (
+        CHAT,
+        {"messages": [message()], "chat_template_kwargs": {"tokenizer": "x"}},
+        400,
+        "may not set 'tokenizer'",
+    ),
+    "one token of two spellings": (
+        COMPLETE,
+        {"prompt": "a", "logit_bias": {"01": 1, "1": 2}},
+        400,
+        "'01', which is no token id",
+    ),
     "nested template variable": (
         CHAT,
         {"messages": [message()], "chat_template_kwargs": {"a": {"b": 1}}},

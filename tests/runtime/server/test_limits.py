@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import hmac
+import json
 import select
 import socket
 import threading
@@ -306,6 +308,43 @@ def test_bodies_on_their_way_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> 
             assert [it.startswith(b"HTTP/1.1 429 ") for it in said] == [True]
             assert served.complete(max_tokens=1).status_code == 200  # its body is short
         wait_until(lambda: served.complete(max_tokens=1).status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "Host"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "Content-Length"),
+        (b"what is this\r\n\r\n", "not HTTP: "),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 17_000, "headers pass 16384 bytes"),
+    ],
+)  # fmt: skip
+def test_what_is_no_http_is_told_why(served: Served, head: bytes, said: str) -> None:
+    with connect(served) as client:
+        client.sendall(head)
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    message = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["message"]
+    assert said in message
+    assert len(message) < 300
+
+
+def test_errors_do_not_repeat_long_paths(served: Served) -> None:
+    for answer in (served.get("/" + "a" * 15_000), served.post("/health", {}), served.get("/nothing")):
+        assert answer.status_code in (404, 405)
+        assert len(answer.text) < 500
+    assert "'/nothing'" in answer.text
+
+
+def test_compressed_bodies_are_refused(served: Served) -> None:
+    sent = gzip.compress(b'{"prompt": "a"}')
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    answer = httpx.post(f"{served.url}/v1/completions", content=sent, headers=headers)
+    assert answer.status_code == 415
+    assert "compressed" in answer.json()["error"]["message"]
+    assert (
+        served.post("/tokenize", {"prompt": "a"}, headers={"Content-Encoding": "identity"}).status_code == 200
+    )
 
 
 def test_ids_of_requests_are_echoed_when_they_are_sane(served: Served) -> None:
