@@ -105,7 +105,7 @@ class Engine:
         self.eos, self.vocab_size, self.model_name = model.eos, parts.executor.vocab_size, model.name
         self.memory, self.context_length = parts.memory, parts.context_length
         self._intake, self._gate, self._loop = parts.intake, parts.gate, parts.loop
-        self._threads = parts.threads
+        self._threads, self._grammar_threads = parts.threads, parts.grammar_threads
         self._names, self._prefix = itertools.count(), secrets.token_hex(4)
         self._finalizer = weakref.finalize(self, parts.shut)
 
@@ -148,7 +148,8 @@ class Engine:
         submission = Submission(mailbox, params.n, self._give_up)
         if _takes_time(prompt, params) and _in_event_loop():
             with contextlib.suppress(RuntimeError):  # the engine is being closed: the reader is told below
-                self._threads.submit(self._enter, request, asked)
+                threads = self._grammar_threads if self._intake.compiles(params) else self._threads
+                threads.submit(self._enter, request, asked)
                 return submission
         self._enter(request, asked)
         submission.check()

@@ -70,6 +70,11 @@ class Intake:
             if self._compiler is not None:
                 self._compiler.close()
 
+    def compiles(self, params: SamplingParams) -> bool:
+        """Whether a request has to wait for a grammar."""
+        compiler, wanted = self._compiler, params.structured
+        return wanted is not None and (compiler is None or not compiler.knows(wanted))
+
     def ask(self, prompt: Prompt, params: SamplingParams, priority: int, salt: bytes) -> Asked:
         """What is settled at once, in the order in which callers come.
 

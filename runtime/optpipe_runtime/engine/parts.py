@@ -11,6 +11,7 @@ from optpipe.targets.protocol import Executor
 
 from ..core import Scheduler, SchedulerConfig
 from ..sampling import Sampler
+from ..sampling.grammar import QUEUE
 from ..tokenizer import Tokenizer
 from .batch import Batch
 from .config import EngineConfig
@@ -59,6 +60,7 @@ class Parts:
         context_length: positions that a sequence may have.
         sampler, intake, gate, loop: see their files.
         threads: for what should keep no event loop waiting.
+        grammar_threads: for those that wait for a grammar, so that they hold up no others.
     """
 
     executor: Executor
@@ -69,10 +71,12 @@ class Parts:
     gate: Gate
     loop: Loop
     threads: ThreadPoolExecutor
+    grammar_threads: ThreadPoolExecutor
 
     def shut(self) -> None:
         """Stop everything, whether the engine was closed or forgotten."""
         self.gate.shut(CLOSED)
+        self.grammar_threads.shutdown(wait=False)
         self.threads.shutdown(wait=False)  # what waits for them is refused, not forgotten
         self.intake.close()
         if self.loop.stop(timeout=STOP_SECONDS):
@@ -110,6 +114,7 @@ def put_together(model: Model, config: EngineConfig) -> Parts:
         gate=gate,
         loop=_loop(model, executor, sampler, gate, config, _scheduler_config(config, memory, rows), memory),
         threads=ThreadPoolExecutor(config.intake_threads, thread_name_prefix="optpipe-intake"),
+        grammar_threads=ThreadPoolExecutor(2 * QUEUE, thread_name_prefix="optpipe-grammar"),
     )
 
 

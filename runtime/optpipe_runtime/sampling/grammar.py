@@ -11,13 +11,14 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optpipe.errors import RequestError
+from optpipe.errors import CapacityError, RequestError
 
 from .grammar_check import Checker
 from .llguidance_adapter import load, matcher, tokenizer
@@ -25,6 +26,7 @@ from .structured import StructuredOutput
 
 KEPT = 64  # compiled grammars, or reasons why they cannot be
 KEPT_BYTES = 256 << 20
+QUEUE = 8  # different grammars that are compiled or wait for it; one more is refused
 SECONDS = 3.0  # that compiling may take
 
 
@@ -111,22 +113,39 @@ class GrammarCompiler:
         starter.join()
         self._words = -(-self._tokenizer.vocab_size // 32)
         self._kept: OrderedDict[tuple[str, str], _Compiled] = OrderedDict()
-        self._lock = threading.Lock()
+        self._pending: dict[tuple[str, str], Future[_Compiled]] = {}
+        self._lock = threading.Lock()  # of both; nobody waits or works under it
+
+    def knows(self, wanted: StructuredOutput) -> bool:
+        """Whether ``compile`` answers at once."""
+        return (wanted.kind, wanted.source) in self._kept
 
     def compile(self, wanted: StructuredOutput) -> Grammar:
         """A grammar at its beginning, for one sequence.
 
         Raises:
             RequestError: it is invalid, too large, or takes too long.
+            CapacityError: too many others wait to be compiled.
+            EngineError: the process that tries grammars cannot start.
         """
         key = (wanted.kind, wanted.source)
         with self._lock:
-            if key not in self._kept:
-                self._kept[key] = self._compiled(wanted)
-            self._kept.move_to_end(key)
-            found = self._kept[key]
-            while len(self._kept) > KEPT or sum(it.bytes for it in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)
+            found = self._kept.get(key)
+            if found is not None:
+                self._kept.move_to_end(key)
+            pending = self._pending.get(key)
+            mine = found is None and pending is None
+            if mine:
+                if len(self._pending) >= QUEUE:
+                    raise CapacityError(
+                        f"{len(self._pending)} other grammars are being compiled.", hint="try again later"
+                    )
+                pending = self._pending[key] = Future()
+        if found is None:
+            assert pending is not None, f"{key = } is neither kept nor pending"
+            if mine:
+                self._work(key, wanted, pending)
+            found = pending.result()
         if found.grammar is None:
             raise RequestError(f"The {wanted.kind} cannot be compiled: {reason(found.error)}.")
         return found.grammar.fork()
@@ -134,6 +153,22 @@ class GrammarCompiler:
     def close(self) -> None:
         """Let the child process go."""
         self._checker.close()
+
+    def _work(self, key: tuple[str, str], wanted: StructuredOutput, pending: Future[_Compiled]) -> None:
+        """Compile for everyone who waits; an error of ours is not kept."""
+        try:
+            found = self._compiled(wanted)
+        except BaseException as error:
+            with self._lock:
+                del self._pending[key]
+            pending.set_exception(error)
+            return
+        with self._lock:
+            del self._pending[key]
+            self._kept[key] = found
+            while len(self._kept) > KEPT or sum(it.bytes for it in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        pending.set_result(found)
 
     def _compiled(self, wanted: StructuredOutput) -> _Compiled:
         error, size = self._checker.check(wanted.kind, wanted.source)

@@ -10,7 +10,8 @@ import pytest
 from optpipe.errors import CapacityError, EngineError, RequestError, TimeLimitError
 from optpipe_runtime.engine import Delta, Engine, EngineConfig
 from optpipe_runtime.engine.request import Choice, Request
-from optpipe_runtime.sampling import SamplingParams
+from optpipe_runtime.sampling import SamplingParams, StructuredOutput
+from optpipe_runtime.sampling.grammar import GrammarCompiler
 
 from ..tape import TapeExecutor
 
@@ -292,6 +293,27 @@ def test_prompts_are_made_tokens_off_the_event_loop(make_engine, byte_tokenizer,
     assert seen[0].startswith("optpipe-intake")
     engine.submit("abc", SHORT).result()
     assert seen[1] == threading.current_thread().name
+
+
+def test_grammars_that_take_long_hold_up_nobody_else(make_engine, byte_tokenizer, monkeypatch):
+    pytest.importorskip("llguidance")
+    engine = make_engine(TapeExecutor(vocab_size=259), byte_tokenizer, intake_threads=2)
+    known = SamplingParams(max_tokens=3, structured=StructuredOutput(regex="a*"))
+    engine.submit("abc", known).result()
+    gate, compiled = threading.Event(), GrammarCompiler._compiled
+    monkeypatch.setattr(GrammarCompiler, "_compiled", lambda self, it: gate.wait(10) and compiled(self, it))
+
+    async def ask():
+        slow_ones = [
+            engine.submit("abc", SamplingParams(max_tokens=3, structured=StructuredOutput(regex=f"b{i}*")))
+            for i in range(4)
+        ]
+        for params in (SHORT, known):
+            await asyncio.wait_for(engine.submit("abc", params).aresult(), 5)
+        gate.set()
+        return [await it.aresult() for it in slow_ones]
+
+    assert {it.completions[0].error for it in asyncio.run(ask())} == {None}
 
 
 def test_what_has_ended_is_freed_at_once(make_engine):

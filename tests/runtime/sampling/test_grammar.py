@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,9 +18,10 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from optpipe.errors import RequestError
+from optpipe.errors import CapacityError, EngineError, RequestError
 from optpipe_runtime.sampling import Group, Sampler, SamplingParams, StructuredOutput
-from optpipe_runtime.sampling.grammar import Grammar, GrammarCompiler
+from optpipe_runtime.sampling.grammar import QUEUE, Grammar, GrammarCompiler
+from optpipe_runtime.sampling.grammar_check import Checker
 
 MERGES = [("t", "r"), ("u", "e"), ("tr", "ue"), ('"', ":"), ("Ġ", '"'), ("0", "0")]
 SIZE = 272  # logits are wider than the tokenizer, as models' often are
@@ -191,6 +194,62 @@ def test_a_grammar_is_compiled_once(compiler: GrammarCompiler, monkeypatch: pyte
     compiler.compile(StructuredOutput(regex="once"))
     monkeypatch.setattr(compiler, "_compiled", None)  # would raise if it were called
     compiler.compile(StructuredOutput(regex="once"))
+
+
+def test_what_is_known_does_not_wait_for_what_is_slow(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = StructuredOutput(regex="known")
+    compiler.compile(known)
+    begun, go_on, asked = threading.Event(), threading.Event(), []
+    compiled = compiler._compiled
+
+    def slow(wanted: StructuredOutput) -> object:
+        asked.append(wanted.source)
+        begun.set()
+        assert go_on.wait(10)
+        return compiled(wanted)
+
+    monkeypatch.setattr(compiler, "_compiled", slow)
+    with ThreadPoolExecutor(2 * QUEUE) as threads:
+        same = [threads.submit(compiler.compile, StructuredOutput(regex="slow0")) for _ in range(3)]
+        assert begun.wait(10)
+        assert allowed(threads.submit(compiler.compile, known).result(5)) == {"k"}
+        others = [
+            threads.submit(compiler.compile, StructuredOutput(regex=f"slow{i}")) for i in range(1, QUEUE)
+        ]
+        while len(asked) < QUEUE:
+            time.sleep(0.001)
+        assert not compiler.knows(StructuredOutput(regex="slow0"))
+        with pytest.raises(CapacityError, match=f"{QUEUE} other grammars"):
+            compiler.compile(StructuredOutput(regex="one more"))
+        go_on.set()
+        assert all(allowed(it.result(10)) == {"s"} for it in same + others)
+    assert sorted(asked) == [f"slow{i}" for i in range(QUEUE)]  # each once
+    compiler.compile(StructuredOutput(regex="one more"))
+
+
+def test_a_child_that_does_not_start_is_no_fault_of_the_request(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "_checker", Checker("{}", 1.0))  # it dies of this
+    for _ in range(2):  # it is not remembered as the grammar's
+        with pytest.raises(EngineError, match="did not start"):
+            compiler.compile(StructuredOutput(regex="innocent"))
+    monkeypatch.undo()
+    compiler.compile(StructuredOutput(regex="innocent"))
+
+
+def test_closing_does_not_wait_for_what_is_being_compiled() -> None:
+    compiler = GrammarCompiler(TOKENIZER.to_str(), SIZE, [END], seconds=30.0)
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(compiler.compile, StructuredOutput(json_schema=SLOW))
+        time.sleep(0.3)
+        begun = time.monotonic()
+        compiler.close()
+        assert time.monotonic() - begun < 1
+        with pytest.raises(EngineError, match="closed"):
+            slow.result(5)
 
 
 def test_a_missing_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
