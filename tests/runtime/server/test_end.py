@@ -44,7 +44,7 @@ def test_clients_are_told_in_their_own_words(
         for found in (stream.result(10), several.result(10)):
             *_, error, done = events(found.text)
             assert (json.loads(error)["error"]["code"], done) == ("stopped", "[DONE]")
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5
     assert "CancelledError" not in caplog.text
     assert not [it for it in caplog.records if it.levelname == "ERROR"]
 
