@@ -65,6 +65,7 @@ class EngineStats:
         requests: sequences that ended, by finish reason (counters).
         step_seconds: time spent in steps (counter).
         draft_tokens, accepted_tokens: by place in the draft (counters).
+        draft_failures: times that the proposer of drafts raised (counter).
     """
 
     running: int = 0
@@ -84,6 +85,7 @@ class EngineStats:
     step_seconds: float = 0.0
     draft_tokens: tuple[int, ...] = ()
     accepted_tokens: tuple[int, ...] = ()
+    draft_failures: int = 0
 
     @classmethod
     def of(
@@ -112,4 +114,5 @@ class EngineStats:
             step_seconds=counters.step_seconds,
             draft_tokens=() if drafts is None else drafts.proposed,
             accepted_tokens=() if drafts is None else drafts.accepted,
+            draft_failures=0 if drafts is None else drafts.failures,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,6 +24,7 @@ MEMORY = 0.85  # of a sequence's acceptance: about 7 drafts
 SHARED_MEMORY = 0.95  # of all sequences' together: about 20
 FILL_MEMORY = 0.9  # of whether a proposer has anything to say
 LONGEST_SLEEP = 16  # tokens, after which a sequence that drafts do not help is looked at again
+PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds without a proposer that failed; each failure in a row doubles it
 LOOK = 2  # drafts that a look asks for where each costs
 
 
@@ -36,6 +39,7 @@ class SpeculationStats:
         steps: sequences' steps that carried drafts.
         looks: proposals that were only compared with what came, at no cost to the model.
         seconds: that proposing took.
+        failures: times that the proposer raised.
     """
 
     proposer: str
@@ -44,6 +48,7 @@ class SpeculationStats:
     steps: int
     looks: int
     seconds: float
+    failures: int = 0
 
 
 class Speculator:
@@ -77,7 +82,9 @@ class Speculator:
         self._fill = 0.5
         self._states: dict[int, _State] = {}
         self._unit_seconds: deque[float] = deque(maxlen=9)  # of an ask or a round
-        self._failed = False
+        self._failures = 0
+        self._pause = PAUSE
+        self._resume = -math.inf  # when a proposer that failed is asked again
         self._overhead = 0.0  # seconds spent since the last step
         self._proposed = [0] * positions
         self._accepted = [0] * positions
@@ -95,12 +102,14 @@ class Speculator:
         begun = self._clock()
         ready = [s for s in sequences if len(s.tokens) - s.computed == 1]
         drafts: dict[int, list[int]] = {}
-        if ready and not self._failed:
+        if ready and begun >= self._resume:
             try:
                 drafts = self._drafts(ready, load)
             except Exception:  # a draft model's executor may raise anything; the requests go on without
-                log.exception("the proposer '%s' failed, and is not asked again", self.proposer.name)
-                self._failed = True
+                log.exception("the proposer '%s' failed; it rests for %g s", self.proposer.name, self._pause)
+                self._rest(begun)
+            else:
+                self._pause = max(PAUSE, self._pause / 2) if drafts else self._pause
         taken = self._clock() - begun
         self._overhead += taken
         self._seconds += taken
@@ -151,7 +160,18 @@ class Speculator:
             self._steps,
             self._looks,
             self._seconds,
+            self._failures,
         )
+
+    def _rest(self, now: float) -> None:
+        """Ask no more for a while, and then as if every sequence were new."""
+        self._failures += 1
+        self._resume = now + self._pause
+        self._pause = min(LONGEST_PAUSE, 2 * self._pause)
+        for sequence_id in self._states:
+            with contextlib.suppress(Exception):  # its state may be anything by now
+                self.proposer.finish(sequence_id)
+        self._states.clear()
 
     def _drafts(self, ready: list[TokenSequence], load: int) -> dict[int, list[int]]:
         by_round = self.proposer.cost_unit == "round"

@@ -85,7 +85,29 @@ def test_sequences_that_end_are_forgotten_however_they_end():
     assert speculator._states == {}
 
 
-def test_a_proposer_that_fails_is_not_asked_again_and_nobody_suffers(caplog):
+def test_a_proposer_that_failed_is_asked_again_after_a_rest():
+    now = [0.0]
+    speculator = make(clock=lambda: now[0])
+    propose, calls = speculator.proposer.propose, []
+
+    def fail(asks):
+        calls.append(now[0])
+        raise RuntimeError("the device is busy")
+
+    speculator.proposer.propose = fail
+    text = sequence()
+    while now[0] < 9:
+        assert step(speculator, [text]) == {}
+        assert speculator.proposer.asked == set()
+        now[0] += 0.25
+    assert calls == [0.0, 1.0, 3.0, 7.0]
+    speculator.proposer.propose = propose
+    now[0] = 15.0
+    assert step(speculator, [text])
+    assert speculator.stats().failures == 4
+
+
+def test_a_proposer_that_fails_is_not_asked_again_at_once_and_nobody_suffers(caplog):
     speculator = make()
     calls = []
 
