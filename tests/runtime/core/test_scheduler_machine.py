@@ -277,7 +277,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 def test_any_use_keeps_the_books() -> None:
     SchedulerMachine.seen = seen = Counter()
-    run_machine(SchedulerMachine, steps=15_000)
+    run_machine(SchedulerMachine, steps=20_000)
     for event in (
         "planned",
         "chunk",
