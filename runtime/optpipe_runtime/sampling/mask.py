@@ -54,7 +54,7 @@ def apply_bits(values: NDArray[np.float32], bits: NDArray[np.uint32], scratch: S
     """Leave out the tokens whose bit is 0.
 
     Args:
-        values: [V]; may be changed.
+        values: [V]; not changed unless they are ``scratch.row``.
         bits: [at least V / 32], token t has bit t % 32 of word t // 32.
     """
     size = len(values)
@@ -65,5 +65,4 @@ def apply_bits(values: NDArray[np.float32], bits: NDArray[np.uint32], scratch: S
     words = scratch.masked[:size].view(np.int32)
     np.subtract(flags, np.int32(1), out=words, dtype=np.int32, casting="unsafe")
     np.bitwise_and(words, _MINUS_INFINITY, out=words)
-    np.add(values, words.view(np.float32), out=values)
-    return Row(values, None)
+    return Row(np.add(values, words.view(np.float32), out=scratch.row[:size]), None)

@@ -32,7 +32,7 @@ class RowState:
     """
 
     __slots__ = (
-        "_allowed", "_bad_words", "_bias", "_edited", "_ends", "_limit", "_penalties", "_plain",
+        "_allowed", "_bad_words", "_bias", "_changes", "_edited", "_ends", "_limit", "_penalties", "_plain",
         "finish", "grammar", "outputs", "params", "seed", "stop_token",
     )  # fmt: skip
 
@@ -59,8 +59,9 @@ class RowState:
         self._bad_words = BadWords(bad_words) if bad_words else None
         self._bias = _bias_arrays(params)
         self._allowed = _sorted_ids(params.allowed_token_ids)
-        edits = (self._penalties, self._bad_words, self._bias, self._allowed, grammar)
-        self._edited = any(it is not None for it in edits)
+        changes = (self._penalties, self._bad_words, self._bias)
+        self._changes = any(it is not None for it in changes)
+        self._edited = self._changes or self._allowed is not None or grammar is not None
         self._plain = params.greedy and params.logprobs is None and not self._edited
 
     @property
@@ -97,7 +98,7 @@ class RowState:
         short = self.outputs < self.params.min_tokens
         if not short and not self._edited:
             return Row(row, None)
-        values = scratch.copy(row)
+        values = scratch.copy(row) if short or self._changes else row  # masks write elsewhere
         if self._bad_words is not None:
             self._bad_words.apply(values)
         if self._bias is not None:

@@ -125,6 +125,17 @@ def test_allowed_tokens_and_the_grammar_hold_together(compiler: GrammarCompiler)
     assert text == "a" * 9
 
 
+@pytest.mark.parametrize("expression", ["a", ".*"], ids=["few", "many"])
+def test_a_grammar_leaves_the_logits_as_they_are(compiler: GrammarCompiler, expression: str) -> None:
+    sampler, wanted = Sampler(SIZE), StructuredOutput(regex=expression)
+    params = SamplingParams(structured=wanted)
+    state = sampler.state(params, [1], eos=[END], seed=1, grammar=compiler.compile(wanted))
+    logits = np.random.default_rng(1).standard_normal((1, SIZE), dtype=np.float32)
+    before = logits.copy()
+    (found,) = sampler.sample(logits, [Group(state)])
+    assert found.tokens and np.array_equal(logits, before)
+
+
 def test_only_a_prefix_of_drafts_can_be_right(compiler: GrammarCompiler) -> None:
     grammar = compiler.compile(StructuredOutput(regex="a+b"))
     ids = [TOKENIZER.token_to_id(it) for it in "aabx"]
