@@ -1,5 +1,6 @@
 """Which target runs an artifact."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import optpipe.loading as loading
 from optpipe.artifact import Artifact
 from optpipe.errors import OptpipeError, PluginError
+from optpipe.program import parse_program
 
 
 class Entry:
@@ -23,9 +25,13 @@ class Light(Entry):
         return (self, artifact, threads)
 
 
+PAGED = parse_program("optpipe.program 1\ninput %block_tables: i32[B, M]\nreturn %block_tables\n")
+UNPAGED = parse_program("optpipe.program 1\ninput %input_ids: i64[T]\nreturn %input_ids\n")
+
+
 @pytest.fixture
 def artifact():
-    found = Artifact(path=None, manifest=None, program="program", config={})
+    found = Artifact(path=None, manifest=None, program=PAGED, config={})
     found.__dict__["weights"] = "weights"
     return found
 
@@ -49,10 +55,17 @@ def test_auto_takes_the_highest_that_can_run(targets, artifact):
     assert loading.load(artifact, target="auto")[0] is targets["reference"]
 
 
+def test_auto_leaves_to_the_reference_what_it_alone_takes(targets, artifact):
+    assert loading.load(artifact, target="auto", device="cpu")[0] is targets["reference"]
+    unpaged = dataclasses.replace(artifact, program=UNPAGED)
+    unpaged.__dict__["weights"] = "weights"
+    assert loading.load(unpaged, target="auto")[0] is targets["reference"]
+
+
 def test_by_name_any_of_them(targets, artifact):
     assert loading.load(artifact, target="private", x=1) == (
         targets["private"],
-        "program",
+        PAGED,
         "weights",
         {"x": 1},
     )

@@ -14,6 +14,8 @@ from optpipe.cli.output import warn
 from optpipe.errors import OptpipeError
 from optpipe.plugins import hookimpl
 
+from .target_options import given, target_options
+
 if TYPE_CHECKING:
     from .engine import Engine
     from .server import ServerConfig
@@ -63,8 +65,7 @@ def optpipe_commands() -> Iterable[click.Command]:
     help="A name that the Host header may have; may be given again.  "
     "[default: the names of this machine's loopback when the server listens there, else any]",
 )
-@click.option("--target", default="auto", help="The target that runs the artifact.")
-@click.option("--device", default=None, help="Where, as torch names devices.  [default: the target's choice]")
+@target_options
 @click.option(
     "--passes", default=None, help="The pipeline, when MODEL has to be optimized first.  [default: paged]"
 )
@@ -176,8 +177,7 @@ def _open(model: str, options: dict[str, Any]) -> Engine:
         trust_remote_code=options["trust_remote_code"],
         say=lambda text: click.echo(f"note: {text}", err=True),
     )
-    where = {} if options["device"] is None else {"device": options["device"]}
-    return Engine(folder, options["target"], config=config, **where)
+    return Engine(folder, options["target"], config=config, **given(options))
 
 
 def _introduce(engine: Engine, config: ServerConfig, host: str) -> None:

@@ -109,7 +109,7 @@ def test_keeps_its_contract_and_scales_where_flow_is_uneven(uneven):
     assert result.rewrites + result.missed == 6
     scaled = {it.where for it in result.remarks if it.kind == "applied"}
     assert {"model.layers.0.input_layernorm", "model.layers.0", "model.layers.1"} <= scaled
-    assert {it.value for it in result.findings if "float64" not in it.what} == {0.0}
+    assert {it.value for it in result.findings if "float64" not in it.check} == {0.0}
     assert all(it.value < 1e-12 for it in result.findings)
 
 

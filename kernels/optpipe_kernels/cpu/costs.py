@@ -105,7 +105,7 @@ def _attention(step: Step, sizes: Sizes, moved: int) -> Cost:
 
 
 def _experts(step: Step, sizes: Sizes, moved: int) -> Cost:
-    count, inputs, inner, outputs, bits, _, _, _, gated, _ = _ints(step)
+    count, inputs, inner, outputs, bits, _, _, _, gated, *_ = _ints(step)
     chosen, gate_up, down = step.reads[1], step.reads[3], step.reads[4]
     assert chosen is not None and gate_up is not None and down is not None, "experts are chosen"
     pairs = sizes.tokens * sizes.count(chosen.size[1])
