@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"
+_UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def load(
@@ -47,7 +49,12 @@ def load(
         else:
             executor = entry.load(opened.program, opened.weights, **options)
     except TypeError as error:
-        raise OptpipeError(f"The target '{name}' refuses its options: {error}.") from error
+        unknown = _UNKNOWN.search(str(error))
+        if unknown is None or unknown[1] not in options:
+            raise  # a defect, not an option
+        raise OptpipeError(
+            f"The target '{name}' has no option '{unknown[1]}'.", hint="another target may have it: --target"
+        ) from error
     return executor
 
 

@@ -85,5 +85,14 @@ def test_what_is_wrong_is_said(targets, artifact):
     with pytest.raises(PluginError) as caught:
         loading.load(artifact, target="zzz")
     assert caught.value.hint == "known: auto, reference, fast, absent, private"
-    with pytest.raises(OptpipeError, match="'fast' refuses its options"):
+    with pytest.raises(OptpipeError, match=r"The target 'fast' has no option 'device'\."):
         loading.load(artifact, target="fast", device="cuda")
+
+
+def test_a_defect_of_a_target_is_not_said_to_be_an_option(targets, artifact):
+    def load_artifact(artifact):
+        return len(3)
+
+    targets["fast"].load_artifact = load_artifact
+    with pytest.raises(TypeError, match="has no len"):
+        loading.load(artifact, target="fast")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -114,11 +114,6 @@ class Sampler:
             grammar=grammar,
             bad_words=bad_words,
         )
-
-    @staticmethod
-    def needs_logits(states: Iterable[RowState]) -> bool:
-        """Whether any sequence needs more than the most likely token of each row."""
-        return any(state.needs_logits for state in states)
 
     def sample_greedy(self, token_ids: NDArray[np.int64], groups: Sequence[Group]) -> list[Sampled]:
         """Take the most likely tokens as the executor found them.

@@ -89,7 +89,7 @@ def test_greedy_needs_no_logits_and_takes_the_executors_tokens() -> None:
     sampler = Sampler(50)
     logits = rows(4, 50)
     groups = [Group(state(sampler, temperature=0.0)) for _ in range(4)]
-    assert not Sampler.needs_logits(it.state for it in groups)
+    assert not any(it.state.needs_logits for it in groups)
     by_ids = sampler.sample_greedy(logits.argmax(axis=1), groups)
     assert by_ids == sampler.sample(logits, [Group(state(sampler, temperature=0.0)) for _ in range(4)])
 
@@ -108,14 +108,14 @@ def test_greedy_needs_no_logits_and_takes_the_executors_tokens() -> None:
     ],
 )
 def test_whatever_can_change_the_likeliest_token_needs_logits(fields: dict[str, object]) -> None:
-    assert Sampler.needs_logits([state(Sampler(50), **{"temperature": 0.0, **fields})])
+    assert state(Sampler(50), **{"temperature": 0.0, **fields}).needs_logits
 
 
 def test_min_tokens_needs_logits_only_until_they_are_there() -> None:
     sampler = Sampler(50)
     one = state(sampler, temperature=0.0, min_tokens=2)
     for needs in (True, True, False):
-        assert Sampler.needs_logits([one]) is needs
+        assert one.needs_logits is needs
         sampler.sample(rows(1, 50), [Group(one)])
 
 

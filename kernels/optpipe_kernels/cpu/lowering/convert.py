@@ -7,7 +7,7 @@ from collections.abc import Callable
 from optpipe.errors import ArtifactError
 from optpipe.program.program import Node, Program, Value
 
-from . import aten_rules, dialect_rules  # noqa: F401 - they fill the table
+from . import aten_rules, dialect_rules, view_rules  # noqa: F401 - they fill the table
 from .builder import Builder, Unsupported, known_dtype, sizes
 from .extent import ONE, Extent, Unit
 from .instruction import Lowered

@@ -83,6 +83,17 @@ static OPTPIPE_INLINE Range split(int64_t n, int64_t step, int thread, int threa
 /* Bring a cache line near; an address that does not exist does no harm. */
 static OPTPIPE_INLINE void prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
+static OPTPIPE_INLINE int64_t item_bytes(int32_t dtype) {
+    switch (dtype) {
+    case OPTPIPE_F32:
+    case OPTPIPE_I32: return 4;
+    case OPTPIPE_BF16:
+    case OPTPIPE_F16: return 2;
+    case OPTPIPE_I64: return 8;
+    default: return 1;
+    }
+}
+
 static OPTPIPE_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static OPTPIPE_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static OPTPIPE_INLINE int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }

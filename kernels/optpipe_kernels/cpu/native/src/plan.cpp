@@ -26,17 +26,6 @@ struct optpipe_plan {
 
 namespace {
 
-int64_t item_bytes(int32_t dtype) {
-    switch (dtype) {
-    case OPTPIPE_F32:
-    case OPTPIPE_I32: return 4;
-    case OPTPIPE_BF16:
-    case OPTPIPE_F16: return 2;
-    case OPTPIPE_I64: return 8;
-    default: return 1;
-    }
-}
-
 int64_t value(const optpipe_extent &it, const int64_t *counts) { return it.factor * counts[it.unit]; }
 
 bool extent_is_sound(const optpipe_extent &it) { return it.unit >= 0 && it.unit < OPTPIPE_UNITS; }

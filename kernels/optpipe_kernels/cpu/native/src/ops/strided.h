@@ -14,16 +14,6 @@ struct Walk {
     int32_t dtype[WALKED];
 };
 
-static OPTPIPE_INLINE int64_t item_bytes(int32_t dtype) {
-    switch (dtype) {
-    case OPTPIPE_F32:
-    case OPTPIPE_I32: return 4;
-    case OPTPIPE_BF16:
-    case OPTPIPE_F16: return 2;
-    case OPTPIPE_I64: return 8;
-    default: return 1;
-    }
-}
 static OPTPIPE_INLINE bool is_float(int32_t dtype) { return dtype <= OPTPIPE_F16; }
 
 /* Dimensions that lie one after the other in every operand become one; dimensions of one element go. */
