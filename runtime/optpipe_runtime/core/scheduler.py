@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections.abc as abc
 from types import MappingProxyType
 
-from optpipe.errors import CapacityError, RequestError
+from optpipe.errors import RequestError
 
 from .block_tables import BlockTables
 from .integrity import check_plan, check_sequence
@@ -55,7 +55,6 @@ class Scheduler:
         So a sequence that outgrows the cache ends as one that reached its ``max_len`` ends: at commit.
 
         Raises:
-            CapacityError: too many are waiting.
             RequestError: the prompt is empty, or alone more than the whole cache holds.
         """
         assert sequence.id not in self._line.unfinished, f"{sequence} has the id of another"
@@ -68,10 +67,6 @@ class Scheduler:
             raise RequestError(
                 f"The prompt has {sequence.prompt_len} tokens; the whole key-value cache holds {capacity}.",
                 hint="give the cache more memory, or shorten the prompt",
-            )
-        if len(self._line.waiting) >= self.config.max_waiting:
-            raise CapacityError(
-                f"The queue is full: {len(self._line.waiting)} sequences are waiting.", hint="try again later"
             )
         sequence.max_len = min(sequence.max_len, capacity + 1)  # the last token is never run
         self._line.join(sequence)

@@ -16,7 +16,6 @@ _COUNTS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_logit_rows",
-    "max_waiting",
 )
 
 
@@ -36,7 +35,6 @@ class SchedulerConfig:
         watermark: share of the blocks that must stay free when a sequence is admitted beside others.
         policy: "fcfs" (first come, first served) or "priority" (lower numbers first, then as they came).
         prefix_caching: whether blocks are found again by what they hold.
-        max_waiting: sequences that wait at once; more are refused.
 
     Raises:
         RequestError: a limit is not a number that can work.
@@ -51,7 +49,6 @@ class SchedulerConfig:
     watermark: float = 0.01
     policy: Literal["fcfs", "priority"] = "fcfs"
     prefix_caching: bool = True
-    max_waiting: int = 4096
 
     def __post_init__(self) -> None:
         for name in _COUNTS:

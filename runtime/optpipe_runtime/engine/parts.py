@@ -151,5 +151,4 @@ def _scheduler_config(config: EngineConfig, memory: MemoryPlan, rows: int) -> Sc
         watermark=config.watermark,
         policy=config.policy,
         prefix_caching=config.prefix_caching,
-        max_waiting=1 << 40,  # the gate counts
     )

@@ -94,17 +94,13 @@ class Sampler:
         """The state of a new sequence.
 
         Args:
-            params: of the request.
+            params: of the request; ``SamplingParams.check`` has passed them.
             prompt: its token ids.
             eos: the model's end tokens.
             seed: of this sequence; ``child_seed(seed, i)`` for the i-th of n.
             grammar: a fresh one for this sequence, when ``params.structured`` asks for it.
             bad_words: ``params.bad_words`` as ``encode_bad_words`` gives them.
-
-        Raises:
-            RequestError: a token id is outside the vocabulary.
         """
-        params.check(self.vocab_size)
         return RowState(
             params,
             prompt,

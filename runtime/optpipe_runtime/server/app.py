@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from ..engine import Engine
 from .config import ServerConfig
 from .errors import add_handlers
-from .middleware import Gate, Guard, RequestLog
+from .middleware import Admission, Guard, RequestLog
 from .openapi import describe
 from .routes import ROUTERS
 from .service import Service
@@ -63,7 +63,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     # The last one added is the outermost.
-    app.add_middleware(Gate, most=config.max_requests, body_bytes=config.max_body_bytes)
+    app.add_middleware(Admission, most=config.max_requests, body_bytes=config.max_body_bytes)
     app.add_middleware(Guard, config=config)
     if traces is not None:
         app.add_middleware(Tracing, provider=traces, model=config.model_name)

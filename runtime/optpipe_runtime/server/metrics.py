@@ -69,6 +69,7 @@ METRICS = (
         "Draft tokens kept, by place in the draft.",
         ("position",),
     ),
+    MetricInfo("spec_decode_num_failures", "counter", "Times that the proposer of drafts raised."),
     MetricInfo("request_success", "counter", "Answers that ended well, by how.", ("finished_reason",)),
     MetricInfo(
         "request_failure",
@@ -118,6 +119,7 @@ _OF_ENGINE: dict[str, Callable[[EngineStats], float | dict[str, float]]] = {
     "spec_decode_num_accepted_tokens": lambda it: sum(it.accepted_tokens),
     "spec_decode_num_draft_tokens_per_pos": lambda it: _by_place(it.draft_tokens),
     "spec_decode_num_accepted_tokens_per_pos": lambda it: _by_place(it.accepted_tokens),
+    "spec_decode_num_failures": lambda it: it.draft_failures,
 }
 
 

@@ -147,4 +147,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 def test_any_use_keeps_the_books() -> None:
-    run_machine(PoolMachine, steps=4000)
+    run_machine(PoolMachine, steps=20_000)

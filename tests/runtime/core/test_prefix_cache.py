@@ -264,4 +264,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 def test_any_use_keeps_the_books() -> None:
-    run_machine(CacheMachine, steps=5000)
+    run_machine(CacheMachine, steps=20_000)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from optpipe.errors import CapacityError, RequestError
+from optpipe.errors import RequestError
 from optpipe_runtime.core import Outcome, Sequence, Status
 
 from .driving import lengths, prompt, scheduler, step
@@ -100,14 +100,12 @@ def test_a_sequence_that_outgrows_the_whole_cache_ends_at_its_size() -> None:
 
 
 def test_refuses_what_can_never_run() -> None:
-    books = scheduler(num_blocks=2, max_waiting=1)
+    books = scheduler(num_blocks=2)
     with pytest.raises(RequestError, match="9 tokens; the whole key-value cache holds 8"):
         books.add(Sequence(0, prompt(9), max_len=10))
     with pytest.raises(RequestError, match="no tokens"):
         books.add(Sequence(1, [], max_len=10))
     books.add(Sequence(2, prompt(8), max_len=10))
-    with pytest.raises(CapacityError, match="queue is full"):
-        books.add(Sequence(3, [1], max_len=10))
     books.check_integrity()
     assert books.stats().waiting == 1
 
@@ -120,7 +118,6 @@ def test_refuses_what_can_never_run() -> None:
         {"max_num_seqs": -1},
         {"max_num_batched_tokens": 0},
         {"max_logit_rows": 1.5},
-        {"max_waiting": 0},
         {"watermark": 1.0},
         {"watermark": -0.1},
         {"watermark": float("nan")},

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from optpipe_runtime.server import ServerConfig
-from optpipe_runtime.server.middleware import gate
+from optpipe_runtime.server.middleware import admission
 
 from .kit import MODEL, LetterExecutor, Served, serve, wait_until
 from .test_clients_that_leave import connect, request
@@ -294,8 +294,8 @@ def test_half_of_a_body_keeps_nobody_out() -> None:
 
 
 def test_bodies_on_their_way_share_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "BODIES", 1)
-    monkeypatch.setattr(gate, "SMALL", 100)
+    monkeypatch.setattr(admission, "BODIES", 1)
+    monkeypatch.setattr(admission, "SMALL", 100)
     config = ServerConfig(model_name=MODEL, max_body_bytes=400)
     with serve(LetterExecutor(), config=config) as served:
         head = request(prompt="a" * 300)[0]

@@ -8,8 +8,9 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from optpipe_runtime.server.metrics import METRICS
+from optpipe_runtime.speculation import FixedController
 
-from .kit import MODEL, Served, serve, wait_until
+from .kit import MODEL, LetterExecutor, Served, serve, wait_until
 from .test_clients_that_leave import connect, request
 
 PAGE = Path(__file__).parents[3] / "docs" / "metrics.md"
@@ -77,6 +78,30 @@ def test_they_count_what_happens() -> None:
     assert (
         0 < now["optpipe:time_to_first_token_seconds_sum"] <= now["optpipe:e2e_request_latency_seconds_sum"]
     )
+
+
+def test_drafts_are_counted_by_place_and_failures_too() -> None:
+    executor = LetterExecutor(memory=1, cost=lambda step: 0.001)  # it soon repeats itself
+    with serve(executor, speculation="ngram") as served:
+        speculator = served.engine._loop._speculator
+        assert speculator is not None
+        speculator.controller = FixedController(max_drafts=3)
+        served.complete("hello", max_tokens=100)
+        stats, now = served.engine.stats(), values(served)
+        for kind, counts in (("draft", stats.draft_tokens), ("accepted", stats.accepted_tokens)):
+            name = f"optpipe:spec_decode_num_{kind}_tokens"
+            found = [now[f"{name}_per_pos_total position={i}"] for i in range(3)]
+            assert found == list(counts[:3])
+            assert now[f"{name}_total"] == sum(counts)
+            assert found[0] >= found[1] >= found[2] > 5
+        assert now["optpipe:spec_decode_num_failures_total"] == 0
+
+        def fail(asks: object) -> None:
+            raise RuntimeError("the draft model is gone")
+
+        speculator.proposer.propose = fail  # type: ignore[method-assign, assignment]
+        assert served.complete("hello", max_tokens=3).status_code == 200
+        assert values(served)["optpipe:spec_decode_num_failures_total"] == 1
 
 
 def test_a_client_that_left_is_a_499(served: Served) -> None:

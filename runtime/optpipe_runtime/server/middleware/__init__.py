@@ -1,9 +1,9 @@
-"""What every request passes, outermost first: the log, the guard, the gate."""
+"""What every request passes, outermost first: the log, the guard, the admission."""
 
 from __future__ import annotations
 
-from .gate import Gate
+from .admission import Admission
 from .guard import Guard
 from .request_log import RequestLog
 
-__all__ = ["Gate", "Guard", "RequestLog"]
+__all__ = ["Admission", "Guard", "RequestLog"]

@@ -15,7 +15,7 @@ BODIES = 64  # of the largest size, that may be on their way at once
 SMALL = 64 << 10  # bytes; a shorter body comes in however many longer ones there are
 
 
-class Gate:
+class Admission:
     """Counts the requests that make work.
 
     Args:
@@ -75,8 +75,8 @@ class Gate:
 class _Visit:
     """One request: bytes while its body comes, then a place."""
 
-    def __init__(self, gate: Gate, receive: Receive) -> None:
-        self._gate, self._receive = gate, receive
+    def __init__(self, admission: Admission, receive: Receive) -> None:
+        self._admission, self._receive = admission, receive
         self._bytes, self._places = 0, 0
 
     async def receive(self) -> Message:
@@ -89,16 +89,16 @@ class _Visit:
         if message["type"] == "http.request" and not self._places:
             size = len(message.get("body", b""))
             self._bytes += size
-            self._gate.come(size, self._bytes)
+            self._admission.come(size, self._bytes)
             if not message.get("more_body", False):
-                self._gate.check()
+                self._admission.check()
                 self._places = 1
-                self._gate.take(1)
-                self._gate.leave(self._bytes)
+                self._admission.take(1)
+                self._admission.leave(self._bytes)
                 self._bytes = 0
         return message
 
     def end(self) -> None:
         """The request is answered."""
-        self._gate.leave(self._bytes)
-        self._gate.take(-self._places)
+        self._admission.leave(self._bytes)
+        self._admission.take(-self._places)
