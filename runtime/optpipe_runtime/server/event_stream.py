@@ -121,9 +121,9 @@ class _Writes:
         """Cut a connection that takes too long; then its answer ends like any other whose client has left."""
         if self._since is not None and self._loop.time() - self._since > self._timeout:
             log.warning("the reader of a stream is too slow", extra={"request_id": info_of(self._scope).id})
-            transport = self._scope.get("state", {}).get("transport")
-            if isinstance(transport, asyncio.Transport):
-                transport.abort()
+            cut = self._scope.get("state", {}).get("optpipe.cut")  # under our own listener
+            if cut is not None:
+                cut()
             return
         self._timer = self._loop.call_later(self._timeout / 2, self._look)
 

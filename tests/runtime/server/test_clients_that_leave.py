@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -166,7 +167,8 @@ def test_a_reader_that_is_too_slow_is_cut_off(
     async def startup(self: Listener, sockets: Any = None) -> None:
         await started(self, sockets)
         for it in self.servers[0].sockets:
-            it._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what connections inherit
+            with socket.socket(fileno=os.dup(it.fileno())) as same:
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what connections inherit
 
     monkeypatch.setattr(Listener, "startup", startup)
     config = ServerConfig(model_name=MODEL, write_timeout=0.3)

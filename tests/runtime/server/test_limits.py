@@ -190,20 +190,56 @@ def test_a_body_that_comes_too_slowly_is_a_408(guarded: Served) -> None:
         assert b"408" in client.recv(100)
 
 
-def test_connections_have_an_upper_bound() -> None:
+HALVES = {
+    "nothing": b"",
+    "half of the headers": request()[0][:40],
+    "half of the body": b"".join(request())[:-5],
+    "an answered request": b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("half", HALVES.values(), ids=HALVES)
+def test_connections_that_wait_for_their_client_make_way_in_turn(half: bytes) -> None:
     config = ServerConfig(model_name=MODEL, max_requests=2)  # and so 8 connections
-    with serve(LetterExecutor(), config=config) as served:
-        held = [connect(served) for _ in range(8)]
+    with serve(LetterExecutor(), config=config) as served, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(served)) for _ in range(8)]
         wait_until(lambda: len(served.listener.server_state.connections) == 8)
+        for it in held:
+            it.sendall(half)
+            received = b""
+            while half.endswith(b"\r\n\r\n") and not received.endswith(b"]}"):
+                received += it.recv(1000)  # one after the other, so that the first waits the longest
+        for place in range(3):
+            assert served.complete(max_tokens=1).status_code == 200  # a connection of its own each time
+            with contextlib.suppress(ConnectionResetError):
+                assert held[0].recv(1000) == b""
+            assert place == 0 or select.select(held[1:], [], [], 0.05)[0] == [], (
+                "no more make way than need to"
+            )
+        assert len(served.listener.server_state.connections) <= 8
+    wait_until(lambda: served.idle)
+
+
+def test_connections_have_an_upper_bound() -> None:
+    """All of them wait for their answers, so that none can make way."""
+    config, release = ServerConfig(model_name=MODEL, max_requests=2), threading.Event()
+    with (
+        serve(LetterExecutor(before_step=lambda step: release.wait(10)), config=config) as served,
+        contextlib.ExitStack() as stack,
+    ):
+        held = [stack.enter_context(connect(served)) for _ in range(8)]
+        for it in held:
+            it.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        wait_until(lambda: len(served.listener.server_state.tasks) == 8)
         with connect(served) as extra:
             try:
-                extra.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                extra.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert extra.recv(100) == b""
             except (ConnectionResetError, BrokenPipeError):
                 pass
+        release.set()
         for it in held:
-            it.close()
-        wait_until(lambda: not served.listener.server_state.connections)
+            assert it.recv(1000).startswith(b"HTTP/1.1 200")
         assert served.get("/health").status_code == 200
 
 
