@@ -6,7 +6,7 @@ T tokens this step · B sequences · R logit rows · M blocks a sequence · P bl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,8 @@ class StepInputs:
     """One step of work: some tokens of some sequences, packed back to back.
 
     Attributes:
-        token_ids: [T] int64.
+        token_ids: [T] int64. Where the executor ``feeds_tokens``, −1 − r stands for the token that row r of
+            the step submitted before this one gave: its most likely.
         positions: [T] int64, each token's place in its sequence.
         slot_mapping: [T] int64, the cache slot of each token; negative writes nothing.
         query_start: [B + 1] int32; sequence b owns tokens query_start[b] to query_start[b + 1].
@@ -93,7 +94,11 @@ class StepHandle(Protocol):
 
 
 class Executor(Protocol):
-    """An artifact that is ready to run."""
+    """An artifact that is ready to run.
+
+    An executor may also have ``feeds_tokens = True``: a step may then be submitted before the result of the one
+    before it is known, and take its tokens from there. Steps run in the order in which they were submitted.
+    """
 
     @property
     def cache_spec(self) -> CacheSpec | None:
@@ -159,3 +164,45 @@ class Executor(Protocol):
             RequestError: there is no token, or one is outside the vocabulary.
         """
         ...
+
+
+class LayeredExecutor(Executor, Protocol):
+    """An executor that can leave the model early: its first layers, then the final norm and the head.
+
+    Optional; :func:`is_layered` says who can. A step of the first layers reads and writes only their part of
+    the cache, in the same slots as a whole step, so what a whole step has computed serves it, and a whole
+    step that runs the same tokens again writes over what it left.
+    """
+
+    @property
+    def num_layers(self) -> int:
+        """L, of the whole model."""
+        ...
+
+    def prepare_layers(self, layers: int) -> None:
+        """Make what a step of the first ``layers`` layers needs, from the same weights.
+
+        Raises:
+            RequestError: there are not so many layers.
+            ArtifactError: the model cannot be left there.
+        """
+        ...
+
+    def submit(self, step: StepInputs, *, logits: bool = True, layers: int | None = None) -> StepHandle:
+        """Start a step of the whole model, or of its first ``layers`` layers only.
+
+        Raises:
+            RequestError: as for a whole step, and as ``prepare_layers``.
+            ArtifactError: as ``prepare_layers``.
+        """
+        ...
+
+
+def is_layered(executor: Executor) -> TypeGuard[LayeredExecutor]:
+    """Whether an executor can leave its model early."""
+    return hasattr(executor, "prepare_layers")
+
+
+def feeds_tokens(executor: Executor) -> bool:
+    """Whether a step may take its tokens from the step before: see ``StepInputs.token_ids``."""
+    return bool(getattr(executor, "feeds_tokens", False))

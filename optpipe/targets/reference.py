@@ -14,6 +14,8 @@ from torch import fx
 from ..errors import CapacityError, RequestError
 from ..graph.interpreter import Interpreter
 from ..graph.nodes import args_of, input_name, is_call, is_tensor, value
+from ..program import from_fx, to_fx
+from ..program.early_exit import early_exit
 from ..weights.cache import WeightCache, half_of_memory
 from ..weights.store import Weights
 from .protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
@@ -42,6 +44,8 @@ class ReferenceExecutor:
         self._device = usable_device(device)
         self._kept = WeightCache(half_of_memory()) if cache is None else cache
         self._interpreter = Interpreter(gm, weights, dtype, self._device, self._kept)
+        self._weights = weights
+        self._parts: dict[int, Interpreter] = {}  # the model's first layers, by how many
         self._inputs = {input_name(node): node for node in gm.graph.nodes if node.op == "placeholder"}
         self._caches: dict[str, torch.Tensor] = {}
         output = next(node for node in gm.graph.nodes if node.op == "output").args[0]
@@ -84,8 +88,21 @@ class ReferenceExecutor:
         self._caches = {}
         self._caches = self._new_caches(num_blocks)
 
-    def submit(self, step: StepInputs, *, logits: bool = True) -> Done:
-        """See ``Executor.submit``. The step has run when this returns."""
+    @property
+    def num_layers(self) -> int:
+        """See ``LayeredExecutor.num_layers``."""
+        attention = torch.ops.optpipe.paged_attention
+        return sum(is_call(node, attention) for node in self._interpreter.gm.graph.nodes)
+
+    def prepare_layers(self, layers: int) -> None:
+        """See ``LayeredExecutor.prepare_layers``. Weights that are kept are kept once."""
+        if layers not in self._parts:
+            whole = self._interpreter
+            gm = to_fx(early_exit(from_fx(whole.gm), layers))
+            self._parts[layers] = Interpreter(gm, self._weights, whole.dtype, self._device, self._kept)
+
+    def submit(self, step: StepInputs, *, logits: bool = True, layers: int | None = None) -> Done:
+        """See ``LayeredExecutor.submit``. The step has run when this returns."""
         if self.cache_spec is None:
             raise RequestError(
                 "The artifact is not paged, so it takes one whole sequence at a time.",
@@ -95,7 +112,7 @@ class ReferenceExecutor:
         arrays = {
             INPUTS.get(field.name, field.name): _tensor(getattr(step, field.name)) for field in fields(step)
         }
-        rows = self._run(arrays)
+        rows = self._run(arrays, self._part(layers))
         if "logit_rows" not in self._inputs:
             rows = rows[arrays["logit_rows"].to(rows.device)]
         host = self._host(rows)
@@ -167,9 +184,15 @@ class ReferenceExecutor:
         except RuntimeError as error:
             raise CapacityError(f"A cache of {num_blocks} blocks does not fit on {self._device}.") from error
 
-    def _run(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _part(self, layers: int | None) -> Interpreter:
+        if layers is None:
+            return self._interpreter
+        self.prepare_layers(layers)
+        return self._parts[layers]
+
+    def _run(self, inputs: dict[str, torch.Tensor], interpreter: Interpreter) -> torch.Tensor:
         known = {name: tensor for name, tensor in inputs.items() if name in self._inputs}
-        out: torch.Tensor = self._interpreter.run({**known, **self._caches})
+        out: torch.Tensor = interpreter.run({**known, **self._caches})
         return out
 
     def _blocks(self) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optpipe.errors import CapacityError
+from optpipe.errors import CapacityError, KernelError
 from optpipe.targets.protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
 from optpipe.targets.steps import INPUTS, Done, check_step, check_tokens, one_sequence
 
@@ -19,6 +19,7 @@ from .lowering import Plans
 from .lowering.arena import ALIGNMENT
 from .lowering.extent import Unit
 from .lowering.view import External
+from .lowerings import Lowerings
 from .plan import Plan
 from .segments import run_segments
 from .weights import Packed
@@ -34,11 +35,36 @@ class _Cache:
     arrays: dict[External, NDArray[Any]]
 
 
+class _Ready:
+    """A lowering in the native library, reading the weights.
+
+    Attributes:
+        plans: the lowering.
+        logits, greedy: its plans.
+        segment: runs what torch has to run.
+    """
+
+    def __init__(self, library: Library, plans: Plans, weights: Packed) -> None:
+        if missing := plans.weights.keys() - weights.arrays.keys():
+            first = min(external.name for external in missing)
+            raise KernelError(f"{len(missing)} weights of a plan are not packed, such as {first}.")
+        self.plans = plans
+        self.segment = run_segments(plans.lowered.segments)
+        self.logits = Plan(library, plans.logits)
+        self.greedy = Plan(library, plans.greedy)
+        for plan in (self.logits, self.greedy):
+            plan.bind(weights.arrays)
+
+    def close(self) -> None:
+        self.logits.close()
+        self.greedy.close()
+
+
 class CpuExecutor:
     """Runs the plans of one artifact.
 
     Args:
-        plans: a lowering a dtype of the cache.
+        lowerings: of its Program.
         weights: of every weight external, packed for the library's instruction set.
         library: the native library.
         pool: the threads, which end with the executor.
@@ -52,13 +78,14 @@ class CpuExecutor:
 
     def __init__(
         self,
-        plans: Callable[[str], Plans],
+        lowerings: Lowerings,
         weights: Packed,
         library: Library,
         pool: Pool,
     ) -> None:
         self._weights, self._library, self._pool = weights, library, pool
-        self._make = plans
+        self._lowerings = lowerings
+        self._parts: dict[int, _Ready] = {}  # the model's first layers, by how many
         self._cache: _Cache | None = None
         self.profile = False
         self._take(self.kv_dtypes[0])
@@ -66,12 +93,17 @@ class CpuExecutor:
     @property
     def cache_spec(self) -> CacheSpec:
         """See ``Executor.cache_spec``."""
-        return self._plans.cache_spec
+        return self._whole.plans.cache_spec
 
     @property
     def vocab_size(self) -> int:
         """See ``Executor.vocab_size``."""
-        return self._plans.vocab_size
+        return self._whole.plans.vocab_size
+
+    @property
+    def num_layers(self) -> int:
+        """See ``LayeredExecutor.num_layers``."""
+        return self._lowerings.num_layers
 
     def block_bytes(self, kv_dtype: str | None = None) -> int:
         """See ``Executor.block_bytes``."""
@@ -79,7 +111,7 @@ class CpuExecutor:
 
     def memory(self, *, tokens: int, rows: int) -> MemoryNeeds:
         """See ``Executor.memory``."""
-        arenas = self._logits.emitted.arena_bytes
+        arenas = self._whole.logits.emitted.arena_bytes
         units = {Unit.ONE: 1, Unit.T: tokens, Unit.R: rows, Unit.B: tokens}
         workspace = sum(arenas[unit] * count for unit, count in units.items())
         return MemoryNeeds(self._weights.nbytes, workspace, loaded=self._weights.loaded)
@@ -95,12 +127,21 @@ class CpuExecutor:
         self._take(wanted)
         self._cache = self._allocated(num_blocks)
 
-    def submit(self, step: StepInputs, *, logits: bool = True) -> Done:
-        """See ``Executor.submit``. The step has run when this returns."""
+    def prepare_layers(self, layers: int) -> None:
+        """See ``LayeredExecutor.prepare_layers``. A part's arena is its own, and as large as its steps."""
+        if layers not in self._parts:
+            plans = self._lowerings.plans(self._kv_dtype, layers)
+            self._parts[layers] = _Ready(self._library, plans, self._weights)
+
+    def submit(self, step: StepInputs, *, logits: bool = True, layers: int | None = None) -> Done:
+        """See ``LayeredExecutor.submit``. The step has run when this returns."""
         if self._cache is None:
             raise CapacityError("The executor has no cache yet; allocate one first.")
         check_step(step, self._cache.blocks, self.cache_spec.block_size, self.vocab_size)
-        return Done(self._run(step, self._cache, logits))
+        if layers is not None:
+            self.prepare_layers(layers)
+        part = self._whole if layers is None else self._parts[layers]
+        return Done(self._run(step, self._cache, logits, part))
 
     def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
         """See ``Executor.logits``."""
@@ -109,7 +150,7 @@ class CpuExecutor:
         step = one_sequence(token_ids, block)
         if rows is not None:
             step = StepInputs(**{**_fields(step), "logit_rows": np.asarray(rows, dtype=np.int64)})
-        found = self._run(step, self._allocated(-(-len(token_ids) // block)), True).logits
+        found = self._run(step, self._allocated(-(-len(token_ids) // block)), True, self._whole).logits
         assert found is not None, "the step asked for logits"
         return found
 
@@ -125,26 +166,22 @@ class CpuExecutor:
 
     def step_times(self) -> NDArray[np.int64]:
         """Nanoseconds of each step of the lowering with logits, in order, over every run with ``profile``."""
-        return self._logits.step_times(self._plans.lowered.steps)
+        return self._whole.logits.step_times(self._whole.plans.lowered.steps)
 
     def _take(self, kv_dtype: str) -> None:
         """Make the plans for a dtype of the cache."""
-        if hasattr(self, "_logits"):
+        if hasattr(self, "_whole"):
             self._close_plans()
         self._kv_dtype = kv_dtype
-        self._plans = self._make(kv_dtype)
-        self._segment = run_segments(self._plans.lowered.segments)
-        self._logits = Plan(self._library, self._plans.logits)
-        self._greedy = Plan(self._library, self._plans.greedy)
-        for plan in (self._logits, self._greedy):
-            plan.bind(self._weights.arrays)
+        self._whole = _Ready(self._library, self._lowerings.plans(kv_dtype), self._weights)
 
     def _close_plans(self) -> None:
-        self._logits.close()
-        self._greedy.close()
+        for ready in (self._whole, *self._parts.values()):
+            ready.close()
+        self._parts.clear()
 
     def _bytes_of(self, kv_dtype: str) -> dict[External, int]:
-        spec = self._plans.cache_spec
+        spec = self.cache_spec
         found = {}
         for layer, (heads, keys, values) in enumerate(spec.layers):
             key, value = External("cache", f"k_cache.{layer}"), External("cache", f"v_cache.{layer}")
@@ -162,10 +199,10 @@ class CpuExecutor:
             raise CapacityError(f"A cache of {blocks} blocks does not fit into memory.") from error
         return _Cache(blocks, {external: _aligned(array) for external, array in arrays.items()})
 
-    def _run(self, step: StepInputs, cache: _Cache, logits: bool) -> StepResult:
-        plan = self._logits if logits else self._greedy
+    def _run(self, step: StepInputs, cache: _Cache, logits: bool, part: _Ready) -> StepResult:
+        plan = part.logits if logits else part.greedy
         plan.bind(cache.arrays)
-        plan.bind(self._inputs(step))
+        plan.bind(self._inputs(step, part.plans.inputs))
         counts = (
             len(step.token_ids),
             len(step.logit_rows),
@@ -173,17 +210,17 @@ class CpuExecutor:
             step.block_tables.shape[1],
             cache.blocks,
         )
-        plan.run(self._pool, counts, segment=self._segment, profile=self.profile)
+        plan.run(self._pool, counts, segment=part.segment, profile=self.profile)
         if not logits:
             return StepResult(plan.output().copy(), None)
         rows = plan.output().copy()
         return StepResult(rows.argmax(-1), rows)
 
-    def _inputs(self, step: StepInputs) -> dict[External, NDArray[Any]]:
+    def _inputs(self, step: StepInputs, wanted: Mapping[External, str]) -> dict[External, NDArray[Any]]:
         found = {}
         for name, array in _fields(step).items():
             external = External("input", INPUTS.get(name, name))
-            dtype = self._plans.inputs.get(external)
+            dtype = wanted.get(external)
             if dtype is not None:
                 found[external] = np.ascontiguousarray(array, dtype=_DTYPES[dtype])
         return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,7 @@ from optpipe.program.program import Program
 from .cores import usable_cores
 from .executor import CpuExecutor
 from .library import Pool, find, library
-from .lowering import Plans, lower
-from .pack import quantized_bytes
+from .lowerings import Lowerings
 from .tensors import map_tensors
 from .weights import cached_weights, pack_weights
 
@@ -89,7 +87,7 @@ class CpuTarget:
             KernelError: the library is missing, or does not fit.
             RequestError: an option has a value that it cannot have.
         """
-        plans, pool = _lowered(artifact.program, activations), _pool(**options)
+        lowerings, pool = _lowered(artifact.program, activations), _pool(**options)
         tensors: dict[str, NDArray[Any]] = {}
         for name in artifact.manifest.files:
             if name.endswith(".safetensors"):
@@ -101,8 +99,10 @@ class CpuTarget:
             return tensors[name]
 
         with _closed_on_error(pool):
-            weights = cached_weights(plans("f32").weights, read, _content(artifact), cache_folder(), pool)
-            return CpuExecutor(plans, weights, library(), pool)
+            weights = cached_weights(
+                lowerings.plans("f32").weights, read, _content(artifact), cache_folder(), pool
+            )
+            return CpuExecutor(lowerings, weights, library(), pool)
 
     def report_plan(
         self,
@@ -135,18 +135,18 @@ class CpuTarget:
         self, program: Program, weights: Weights, *, activations: str = "int16", **options: Any
     ) -> CpuExecutor:
         """An executor of a program and its weights, packed in memory; options as for an artifact."""
-        plans, pool = _lowered(program, activations), _pool(**options)
+        lowerings, pool = _lowered(program, activations), _pool(**options)
         with _closed_on_error(pool):
-            packed = pack_weights(plans("f32").weights, lambda name: _numpy(weights[name].load()), pool)
-            return CpuExecutor(plans, packed, library(), pool)
+            packed = pack_weights(
+                lowerings.plans("f32").weights, lambda name: _numpy(weights[name].load()), pool
+            )
+            return CpuExecutor(lowerings, packed, library(), pool)
 
 
-def _lowered(program: Program, activations: str) -> Callable[[str], Plans]:
-    """The plans for a dtype of the cache, made once each."""
+def _lowered(program: Program, activations: str) -> Lowerings:
     if activations not in ACTIVATIONS:
         raise RequestError(f"The cpu target rounds activations to int8 or int16, not to '{activations}'.")
-    planes = ACTIVATIONS[activations]
-    return functools.cache(functools.partial(lower, program, quantized_bytes, planes=planes))
+    return Lowerings(program, ACTIVATIONS[activations])
 
 
 @contextmanager

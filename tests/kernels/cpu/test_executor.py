@@ -60,7 +60,7 @@ class Sequences:
         self.each = -(-max(map(len, tokens)) // self.block)
         executor.allocate(self.each * len(tokens), kv_dtype=kv_dtype)
 
-    def run(self, pieces, logits=True):
+    def run(self, pieces, logits=True, **options):
         """Pieces (sequence, begin, end) in one step → logits of all their rows, or the likeliest tokens."""
         which = [np.arange(begin, end) for _, begin, end in pieces]
         tables = [(np.arange(self.each) + b * self.each)[::-1] for b, _, _ in pieces]
@@ -79,7 +79,7 @@ class Sequences:
             block_tables=np.stack(tables).astype(np.int32),
             logit_rows=np.arange(sum(map(len, which))),
         )
-        result = self.executor.submit(step, logits=logits).result()
+        result = self.executor.submit(step, logits=logits, **options).result()
         return result.logits if logits else result.token_ids
 
 
