@@ -255,6 +255,14 @@ class Engine:
         self._gate.shut("The engine is shutting down and takes no new requests.")
         return self._gate.wait_empty(timeout)
 
+    def abandon(self) -> None:
+        """Tell every reader that nothing more comes, although a step does not come back.
+
+        ``close`` does this too after ten seconds.
+        """
+        self._gate.shut(CLOSED)
+        self._loop.abandon(EngineError(CLOSED))
+
     def close(self) -> None:
         """Stop now: what runs is aborted, the thread ends. May be called again."""
         self._finalizer()

@@ -93,7 +93,7 @@ class Loop:
             self._stopping = True
             self._changed.notify_all()
         if self._thread is not threading.current_thread():
-            self._thread.join(timeout)
+            self._thread.join(0 if self._abandoned else timeout)
         return not self._thread.is_alive()
 
     def abandon(self, error: OptpipeError) -> None:

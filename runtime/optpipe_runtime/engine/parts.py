@@ -82,7 +82,7 @@ class Parts:
         if self.loop.stop(timeout=STOP_SECONDS):
             self.sampler.close()
         else:
-            log.error("a step has not come back for %g s; its thread is left behind", STOP_SECONDS)
+            log.error("a step does not come back; its thread is left behind")
             self.loop.abandon(EngineError(CLOSED))
 
 

@@ -52,7 +52,7 @@ class Listener(uvicorn.Server):
                 h11_max_incomplete_event_size=config.max_header_bytes,
                 limit_concurrency=None,
                 timeout_keep_alive=max(1, round(config.keep_alive)),
-                timeout_graceful_shutdown=math.ceil(config.drain_timeout + 2 * LAST_WORDS),
+                timeout_graceful_shutdown=math.ceil(config.drain_timeout + 4 * LAST_WORDS),
             )
         )
         self._service: Service = app.state.service
@@ -88,8 +88,20 @@ class Listener(uvicorn.Server):
         if self._service.jobs:
             log.warning("requests are given up", extra={"requests": len(self._service.jobs)})
         self._service.stop()
-        await asyncio.sleep(LAST_WORDS)
+        if not await self._all_told():
+            log.error("a step of the engine does not come back; nobody waits for it any longer")
+            self._service.abandon()
+            await self._all_told()
         self.force_exit = True
+
+    async def _all_told(self) -> bool:
+        """Wait a little until every client has been told; False when some could not be."""
+        until = asyncio.get_running_loop().time() + LAST_WORDS
+        while self._service.jobs and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.02)
+        if not self._service.jobs:
+            await asyncio.sleep(LAST_WORDS)  # for the last pieces; uvicorn does not wait for all of it
+        return not self._service.jobs
 
     async def startup(self, sockets: list[Any] | None = None) -> None:
         """Begin, and say where."""

@@ -100,6 +100,10 @@ class Service:
         for job in list(self.jobs):
             job.abort()
 
+    def abandon(self) -> None:
+        """Tell the clients the same although the engine does not answer."""
+        self.engine.abandon()
+
     def close(self) -> None:
         """Let the threads go. The engine is not touched."""
         for threads in (self._threads, self._long):

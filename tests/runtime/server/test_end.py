@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,35 @@ def test_clients_are_told_in_their_own_words(
         assert time.monotonic() - begun < 5
     assert "CancelledError" not in caplog.text
     assert not [it for it in caplog.records if it.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("end", [twice, once])
+def test_clients_of_a_step_that_hangs_are_told_too(
+    end: Callable[[Served], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    config, release = ServerConfig(model_name=MODEL, drain_timeout=0.2), threading.Event()
+    inside = threading.Event()
+    executor = LetterExecutor(before_step=lambda step: (inside.set(), release.wait(30)))
+    begun = time.monotonic()
+    try:
+        with serve(executor, config=config) as served, ThreadPoolExecutor(2) as pool:
+            whole = pool.submit(served.complete, max_tokens=3)
+            stream = pool.submit(served.chat, max_tokens=3, stream=True)
+            assert inside.wait(5)
+            wait_until(lambda: len(served.listener._service.jobs) == 2)
+            end(served)
+            answer = whole.result(10)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "stopped")
+            found = stream.result(10)
+            assert found.status_code == 503 or events(found.text)[-1] == "[DONE]"
+        assert time.monotonic() - begun < 8, "nobody waits ten seconds more for the step"
+    finally:
+        release.set()
+    assert "CancelledError" not in caplog.text
+    assert [it.message for it in caplog.records if it.levelname == "ERROR"] == [
+        "a step of the engine does not come back; nobody waits for it any longer",
+        "a step does not come back; its thread is left behind",
+    ]
 
 
 def test_a_request_that_comes_to_its_end_while_draining_is_answered() -> None:
