@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from optpipe.errors import ArtifactError, EngineError
+from optpipe.errors import ArtifactError, CapacityError, EngineError
 from optpipe.targets.protocol import StepInputs
 from optpipe_runtime.engine import Engine, EngineConfig
 from optpipe_runtime.engine.submission import Submission
@@ -64,6 +64,39 @@ def test_one_of_many_prompts_that_fails_fails_the_request(brittle: Served) -> No
     wait_until(lambda: brittle.idle)
 
 
+class OutOfMemoryError(RuntimeError):
+    """torch's has this name."""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), CapacityError("No block is left."), OutOfMemoryError("secret details")], ids=repr
+)
+def test_an_executor_that_runs_out_of_memory_is_a_503(error: Exception) -> None:
+    """Whoever is not in that step goes on, and nothing stays behind."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def step(inputs: StepInputs) -> None:
+        if POISON in inputs.token_ids:
+            begun.set()
+            go_on.wait(10)
+            raise error
+
+    with serve(LetterExecutor(before_step=step), max_num_seqs=1) as served, ThreadPoolExecutor(2) as pool:
+        bad = pool.submit(served.complete, "!", max_tokens=4)
+        assert begun.wait(5)
+        neighbour = pool.submit(served.complete, "a neighbour", max_tokens=9)
+        wait_until(lambda: served.engine.stats().waiting > 0)
+        go_on.set()
+        answer = bad.result(10)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
+        assert answer.json()["error"]["message"].endswith("did not fit into memory.")
+        assert "Retry-After" in answer.headers
+        found = neighbour.result(10).json()["choices"][0]["text"]
+        assert found == text(served, "a neighbour", 9)
+        wait_until(lambda: served.idle)
+        assert served.complete("a", max_tokens=4).json()["choices"][0]["text"] == text(served, "a", 4)
+
+
 def test_with_too_few_blocks_requests_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """16 blocks of 4 tokens hold one of these sequences and a half; each is preempted and computed again."""
     together, left = threading.Event(), iter(range(8, 0, -1))
@@ -93,23 +126,23 @@ def test_a_prompt_that_no_cache_could_hold_is_refused_at_once() -> None:
         assert served.complete("a" * 8, max_tokens=4).status_code == 200
 
 
-def test_health_fails_within_five_seconds_of_a_hang_and_recovers() -> None:
-    assert ServerConfig().stall_after < 5
+@pytest.mark.parametrize("stall_after", [0.3, ServerConfig().stall_after], ids=["short", "default"])
+def test_health_fails_within_five_seconds_of_a_hang_and_recovers(stall_after: float) -> None:
     hang, release = threading.Event(), threading.Event()
 
     def step(inputs: StepInputs) -> None:
         if hang.is_set():
             release.wait(20)
 
-    config = ServerConfig(model_name=MODEL, stall_after=0.3)
-    with serve(LetterExecutor(before_step=step), config=config, stall_timeout=0.3) as served:
+    config = ServerConfig(model_name=MODEL, stall_after=stall_after)
+    with serve(LetterExecutor(before_step=step), config=config, stall_timeout=stall_after) as served:
         assert served.get("/health").json() == {"status": "ok"}
         hang.set()
         thread = threading.Thread(target=served.complete, kwargs={"max_tokens": 4})
         thread.start()
         try:
             begun = time.monotonic()
-            wait_until(lambda: served.get("/health").status_code == 503)
+            wait_until(lambda: served.get("/health").status_code == 503, 10)
             assert time.monotonic() - begun < 5
             answer = served.get("/health").json()["error"]
             assert answer["code"] == "unhealthy"
@@ -158,7 +191,7 @@ def test_health_comes_back_after_many_probes_that_failed() -> None:
 
 def test_health_of_a_hanging_idle_server_is_known_in_time() -> None:
     release = threading.Event()
-    config = ServerConfig(model_name=MODEL, stall_after=0.3)
+    config = ServerConfig(model_name=MODEL)
     with serve(LetterExecutor(before_step=lambda step: release.wait(10)), config=config) as served:
         try:
             begun = time.monotonic()
