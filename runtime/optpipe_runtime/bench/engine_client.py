@@ -32,12 +32,15 @@ class EngineClient:
 
     async def send(self, prepared: tuple[str | list[int], SamplingParams], record: Record) -> None:
         """See ``Client.send``. A chunk is a delta with tokens."""
+        offset = time.monotonic() - time.perf_counter()  # of the engine's clock
         async with self._engine.submit(*prepared) as submission:
             async for delta in submission:
                 if delta.token_ids:
                     record.chunks.append(time.perf_counter())
                 if delta.finish_reason in ("error", "abort"):
                     raise ClientError(delta.error.message if delta.error else "the engine gave it up")
+                if delta.timing is not None and delta.timing.first_token is not None:
+                    record.made = (delta.timing.first_token - offset, delta.timing.finished - offset)
                 if delta.usage is not None:
                     record.prompt_tokens = delta.usage.prompt_tokens
                     record.output_tokens = delta.usage.completion_tokens

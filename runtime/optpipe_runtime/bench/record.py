@@ -21,6 +21,8 @@ class Record:
         end: when the request was over, well or not.
         prompt_tokens, output_tokens: as counted by ``counted_by``; prompt tokens are None where nobody says.
         counted_by: the server's usage, the number of chunks, or the engine.
+        made: when the engine had the first and the last token, where it says so; a reader that got all of
+            them in one chunk has nothing else to tell them apart.
         asked: output tokens that were asked for.
         error: why it failed; None when it did not.
     """
@@ -33,6 +35,7 @@ class Record:
     prompt_tokens: int | None = None
     output_tokens: int = 0
     counted_by: CountedBy = "engine"
+    made: tuple[float, float] | None = None
     asked: int = 0
     error: str | None = None
 

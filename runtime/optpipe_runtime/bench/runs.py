@@ -46,9 +46,21 @@ class Batches:
             return
         begin, ready = min(it.arrival for it in good), max(it.chunks[0] for it in good)
         end = max(it.chunks[-1] for it in good)
+        behind = sum(_tokens_after(it, ready) for it in good)
+        made = [it.made for it in good if it.made is not None]
+        if end == ready and len(made) == len(good):  # the reader was so late that it got all tokens at once
+            ready, end = max(first for first, _ in made), max(last for _, last in made)
+            behind = sum(_tokens_made_after(it, ready) for it in good)
         self.prompt_rates.append(sum(it.prompt_tokens or 0 for it in good) / (ready - begin))
         if end > ready:
-            self.decode_rates.append(sum(_tokens_after(it, ready) for it in good) / (end - ready))
+            self.decode_rates.append(behind / (end - ready))
+
+
+def _tokens_made_after(record: Record, time: float) -> float:
+    """Tokens that were made after a time, when those behind the first came evenly."""
+    assert record.made is not None, f"the engine does not say when it made the tokens of {record}"
+    first, last = record.made
+    return (record.output_tokens - 1) * (last - time) / (last - first) if last > time else 0.0
 
 
 def _tokens_after(record: Record, time: float) -> float:

@@ -96,6 +96,32 @@ def test_rates_of_a_batch_are_those_of_its_phases():
     assert batches.to_json() == {"prefill_tokens_per_s": 15, "decode_tokens_per_s": 5 / 4}
 
 
+def test_answers_that_came_in_one_piece_are_timed_by_the_engine():
+    """The reader looked at 9 s. The engine had first tokens at 1 s and 2 s, the last at 3 s and 6 s."""
+    batches = Batches()
+    one = Record(0.0, chunks=[9.0], prompt_tokens=10, output_tokens=3, made=(1.0, 3.0))
+    two = Record(0.0, chunks=[9.0], prompt_tokens=20, output_tokens=5, made=(2.0, 6.0))
+    batches.add(Load([one, two], 9.0, 0.0))
+    assert batches.to_json() == {"prefill_tokens_per_s": 15, "decode_tokens_per_s": 5 / 4}
+
+
+def test_a_reader_that_is_late_has_rates_all_the_same(engine):
+    """The event loop is held up until all is over, as on a machine with other work."""
+    client = EngineClient(engine)
+    prepare = client.prepare
+
+    def prepared(request):
+        asyncio.get_running_loop().call_later(0.001, time.sleep, PROMPT + OUTPUT * STEP + 0.5)
+        return prepare(request)
+
+    client.prepare = prepared
+    found = asyncio.run(run_batches(client, workload(), size=1, repeats=1, warmup=0))
+    assert [len(it.chunks) for it in found.load.records] == [1]
+    assert found.load.records[0].arrival < found.load.records[0].made[0] < found.load.records[0].chunks[0]
+    assert 0 < found.to_json()["decode_tokens_per_s"] <= 1 / STEP
+    assert 0 < found.to_json()["prefill_tokens_per_s"] <= INPUT / PROMPT
+
+
 def test_a_batch_with_a_failure_has_no_rates():
     batches = Batches()
     batches.add(Load([Record(0.0, error="no")], 1.0, 0.0))
