@@ -24,8 +24,8 @@ class Sized(TapeExecutor):
         return self.needs
 
 
-def plan(executor, free=None, context=None, **config):
-    return plan_memory(executor, EngineConfig(**config), rows=8, context=context, free=free)
+def plan(executor, free=None, context=None, draft=None, **config):
+    return plan_memory(executor, EngineConfig(**config), rows=8, context=context, free=free, draft=draft)
 
 
 def test_a_share_is_of_what_weights_and_workspace_leave():
@@ -35,6 +35,29 @@ def test_a_share_is_of_what_weights_and_workspace_leave():
         "memory: weights 400.0 kB, workspace 100.0 kB, KV cache 200.0 kB (200 blocks of 16 tokens in i64, "
         "3200 tokens), of 1.0 MB free"
     )
+
+
+def test_a_draft_model_takes_its_part():
+    """100 kB stay for both caches of the 500 kB that are left; the draft's is a quarter of the model's."""
+    draft = Sized(200_000, 50_000, loaded=100_000)
+    found = plan(Sized(300_000, 50_000), free=1_000_000, kv_memory=0.2, draft=draft)
+    assert (found.num_blocks, found.draft.num_blocks) == (80, 20)
+    assert str(found) == (
+        "memory: weights 300.0 kB, workspace 50.0 kB, KV cache 80.0 kB (80 blocks of 16 tokens in i64, 1280 "
+        "tokens), draft model: weights 200.0 kB, workspace 50.0 kB, KV cache 20.0 kB, of 1.0 MB free"
+    )
+    assert plan(Sized(), free=1_000_000, kv_memory=500_000, draft=Sized()).cache == 400_000
+    assert plan(Sized(), free=1_000_000, num_blocks=800, draft=Sized()).draft.cache == 200_000
+
+
+@pytest.mark.parametrize(
+    ("draft", "config"),
+    [(Sized(1_000_000), {}), (Sized(), {"num_blocks": 801}), (Sized(200_000), {"num_blocks": 700})],
+    ids=["weights", "cache", "together"],
+)
+def test_a_draft_model_that_does_not_fit_beside_the_model_is_refused(draft, config):
+    with pytest.raises(CapacityError, match=r"draft model: weights"):
+        plan(Sized(), free=1_000_000, draft=draft, **config)
 
 
 def test_weights_that_are_in_memory_take_no_more():
