@@ -59,9 +59,14 @@ def load(
 
 
 def _fastest(targets: Mapping[str, TargetEntry], artifact: Artifact, options: Mapping[str, Any]) -> str:
-    """What "auto" means: only the reference takes an artifact that is not paged, or a device of torch's."""
-    paged = any(it.value.name == "block_tables" for it in artifact.program.inputs)
-    return choose_target(targets) if paged and "device" not in options else "reference"
+    """What "auto" means: only the reference takes an artifact that is not paged, or any device of torch's."""
+    if all(it.value.name != "block_tables" for it in artifact.program.inputs):
+        return "reference"
+    if "device" not in options:
+        return choose_target(targets)
+    kind = str(options["device"]).partition(":")[0]
+    fitting = {name: entry for name, entry in targets.items() if kind in getattr(entry, "devices", ())}
+    return choose_target({**fitting, "reference": targets["reference"]})
 
 
 def choose_target(targets: Mapping[str, TargetEntry]) -> str:

@@ -62,6 +62,14 @@ def test_auto_leaves_to_the_reference_what_it_alone_takes(targets, artifact):
     assert loading.load(unpaged, target="auto")[0] is targets["reference"]
 
 
+def test_auto_with_a_device_takes_the_fastest_that_has_it(targets, artifact):
+    targets["absent"].devices = ("cuda",)
+    assert loading.load(artifact, target="auto", device="cuda:1")[0] is targets["reference"]
+    targets["absent"].why_not = lambda: None
+    assert loading.load(artifact, target="auto", device="cuda:1")[0] is targets["absent"]
+    assert loading.load(artifact, target="auto", device="cpu")[0] is targets["reference"]
+
+
 def test_by_name_any_of_them(targets, artifact):
     assert loading.load(artifact, target="private", x=1) == (
         targets["private"],

@@ -1,4 +1,4 @@
-"""What this room provides to optpipe: the CPU kernels and the target that runs plans of them."""
+"""What this room provides to optpipe: kernels for the CPU and for GPUs, and the targets that run on them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 def optpipe_kernels() -> Iterable[KernelEntry]:
     """Provide the kernel families of this package."""
     from .cpu.target import CpuKernels
+    from .cuda.target import TritonKernels
 
-    return [CpuKernels()]
+    return [CpuKernels(), TritonKernels()]
 
 
 @hookimpl
 def optpipe_targets() -> Iterable[TargetEntry]:
-    """Provide the cpu target."""
+    """Provide the cpu and the cuda target."""
     from .cpu.target import CpuTarget
+    from .cuda.target import CudaTarget
 
-    return [CpuTarget()]
+    return [CpuTarget(), CudaTarget()]

@@ -45,6 +45,8 @@ class TargetEntry(Protocol):
 
     - ``rank: int`` and ``why_not() -> str | None``: then ``--target auto`` considers it, and takes the one of
       the highest rank that has no reason why it cannot run on this machine (the reference has rank 0);
+    - ``devices: tuple[str, ...]``: torch devices that it takes as the option ``device``; where one of
+      them is asked for, ``--target auto`` considers it beside the reference;
     - ``load_artifact(artifact, **options)``: called instead of ``load``, with the
       ``optpipe.artifact.Artifact``, by targets that read the weights themselves and so need no torch;
     - ``report_plan(artifact, *, profile, tokens, context) -> dict``: what ``optpipe inspect --plan`` prints,

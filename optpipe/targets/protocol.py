@@ -96,8 +96,8 @@ class StepHandle(Protocol):
 class Executor(Protocol):
     """An artifact that is ready to run.
 
-    An executor may also have ``feeds_tokens = True``: a step may then be submitted before the result of the one
-    before it is known, and take its tokens from there. Steps run in the order in which they were submitted.
+    An executor may also have ``feeds_tokens = True``: a step may then be submitted before the result of the
+    one before it is known, and take its tokens from there. Steps run in the order of their submission.
     """
 
     @property

@@ -49,13 +49,23 @@ def check_tokens(token_ids: Ints, vocab_size: int) -> None:
         raise RequestError(f"Token ids must be in [0, {vocab_size}), got {low if low < 0 else high}.")
 
 
-def check_step(step: StepInputs, blocks: int, block_size: int, vocab_size: int) -> None:
+def check_step(step: StepInputs, blocks: int, block_size: int, vocab_size: int, *, fed: int = 0) -> None:
     """Refuse a step whose arrays disagree: it would read or write another sequence's memory.
+
+    Args:
+        fed: rows of the step before, whose tokens this one may take as −1 − row.
 
     Raises:
         RequestError: says which array, and how.
     """
-    check_tokens(step.token_ids, vocab_size)
+    if fed and len(step.token_ids) and (low := int(step.token_ids.min())) < 0:
+        if low < -fed:
+            raise RequestError(
+                f"A step takes the token of row {-1 - low} of the one before, which has {fed}."
+            )
+        check_tokens(np.maximum(step.token_ids, 0), vocab_size)
+    else:
+        check_tokens(step.token_ids, vocab_size)
     tokens, sequences = len(step.token_ids), len(step.context_lens)
     wrong: Any = None
     starts = step.query_start.tolist()

@@ -9,7 +9,12 @@ import click
 
 _OPTIONS = (
     click.option("--target", default="auto", help="What runs the artifact; auto takes the fastest that can."),
-    click.option("--device", default=None, help="For the reference: a device of torch's.  [default: cpu]"),
+    click.option(
+        "--device",
+        default=None,
+        help="For the reference, any device of torch's; for the cuda target, which GPU, such as cuda:1.  "
+        "[default: the reference's cpu, the cuda target's cuda]",
+    ),
     click.option(
         "--threads",
         default=None,
@@ -23,6 +28,24 @@ _OPTIONS = (
         help="For the cpu target: what inputs of quantized layers are rounded to; int8 is faster for prompts "
         "and batches, int16 gives what was verified.  [default: int16]",
     ),
+    click.option(
+        "--dtype",
+        default=None,
+        type=click.Choice(["auto", "bf16", "f16", "f32"]),
+        help="For the cuda target: what it computes in; auto is bf16 where the GPU has it.  [default: auto]",
+    ),
+    click.option(
+        "--batch-invariant/--no-batch-invariant",
+        default=None,
+        help="For the cuda target: whether a sequence's text is the same whatever else is served beside it; "
+        "without, each step takes the fastest way for its size.  [default: batch-invariant]",
+    ),
+    click.option(
+        "--cuda-graphs/--no-cuda-graphs",
+        default=None,
+        help="For the cuda target: whether decode steps are replayed from CUDA graphs.  "
+        "[default: cuda-graphs]",
+    ),
 )
 
 
@@ -35,5 +58,5 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The target's own options among a command's: those that were given."""
-    named = ("device", "threads", "activations")
+    named = ("device", "threads", "activations", "dtype", "batch_invariant", "cuda_graphs")
     return {name: options[name] for name in named if options.get(name) is not None}

@@ -1,0 +1,74 @@
+"""The paged cache on the device: [P, block, H_kv, D] for every layer, in one of four dtypes.
+
+f16, bf16   as computed
+f8          float8 e4m3, half the bytes
+i8          int8 with a scale a token and head [P, block, H_kv] float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from optpipe.errors import CapacityError
+from optpipe.targets.protocol import CacheSpec
+
+DTYPES: dict[str, torch.dtype] = {
+    "f32": torch.float32,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "f8": torch.float8_e4m3fn,
+    "i8": torch.int8,
+}
+_SCALE_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Keys or values of one layer.
+
+    Attributes:
+        data: [P, block, H_kv, D].
+        scale: [P, block, H_kv] float32, what int8 numbers are multiplied by; None for floats.
+    """
+
+    data: torch.Tensor
+    scale: torch.Tensor | None = None
+
+
+def kv_dtypes(dtype: torch.dtype) -> tuple[str, ...]:
+    """How the cache can store numbers for a compute dtype; the first is the default."""
+    return (next(name for name, it in DTYPES.items() if it is dtype), "f8", "i8")
+
+
+def block_bytes(spec: CacheSpec, kv_dtype: str) -> int:
+    """Bytes of one block over all layers."""
+    total = spec.block_bytes(DTYPES[kv_dtype].itemsize)
+    if kv_dtype == "i8":
+        total += spec.block_size * _SCALE_BYTES * sum(2 * heads for heads, _, _ in spec.layers)
+    return total
+
+
+def allocate(spec: CacheSpec, blocks: int, kv_dtype: str, device: torch.device) -> dict[str, Stored]:
+    """A cache of zeros, by the names of a Program's cache inputs.
+
+    Raises:
+        CapacityError: it does not fit on the device.
+    """
+    try:
+        return dict(_layers(spec, blocks, kv_dtype, device))
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; so is what the CPU's allocator raises
+        raise CapacityError(f"A cache of {blocks} blocks does not fit on {device}.") from error
+
+
+def _layers(
+    spec: CacheSpec, blocks: int, kv_dtype: str, device: torch.device
+) -> Iterator[tuple[str, Stored]]:
+    for layer, (heads, keys, values) in enumerate(spec.layers):
+        for kind, width in (("k_cache", keys), ("v_cache", values)):
+            shape = (blocks, spec.block_size, heads)
+            data = torch.zeros((*shape, width), dtype=DTYPES[kv_dtype], device=device)
+            scale = torch.zeros(shape, dtype=torch.float32, device=device) if kv_dtype == "i8" else None
+            yield f"{kind}.{layer}", Stored(data, scale)

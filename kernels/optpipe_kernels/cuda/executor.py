@@ -1,0 +1,295 @@
+"""The ``cuda`` target's executor: steps on a GPU, decode steps replayed from graphs, one ahead if wanted.
+
+submit:  stage → [a graph's replay | calls] → tokens stay on the device ─┐
+                                              tokens → pinned memory     │ the next step may take them
+result:  wait for the transfer                                           ┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from optpipe.errors import CapacityError
+from optpipe.targets.protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
+from optpipe.targets.steps import INPUTS, check_step, check_tokens, one_sequence
+
+from . import cache
+from .attention import Counts, Lists, layer_of
+from .buckets import Shape, bucket_of, nothing, padded, shape_of
+from .calls import Calls, Facts
+from .feed import fed_tokens
+from .graphs import Graphs, Recorder
+from .operations import Operations
+from .staging import Staging
+from .steps import Lowered
+from .workspace import workspace_bytes
+
+FED_ROWS = 4096  # of a step, at most, whose tokens the next may take
+
+
+class Given(NamedTuple):
+    """What a step of the model gave, on the device.
+
+    Attributes:
+        ids: [R] int64, each row's most likely token.
+        logits: [R, V] float32, where they were wanted.
+    """
+
+    ids: torch.Tensor
+    logits: torch.Tensor | None
+
+
+class Staged(NamedTuple):
+    """A step on the device.
+
+    Attributes:
+        inputs: a tensor for each input of the Program, and attention's lists.
+        shape: the sizes of its arrays.
+        facts: attention's lists as its kernels take them.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    shape: Shape
+    facts: Facts
+
+
+class Pending:
+    """A step under way: its results are on their way to the host."""
+
+    def __init__(self, given: Given, rows: int) -> None:
+        self._ids = _to_host(given.ids[:rows])
+        self._logits = None if given.logits is None else _to_host(given.logits[:rows])
+        self._done: torch.cuda.Event | None = None
+        if given.ids.is_cuda:
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(given.ids.device))
+
+    def result(self) -> StepResult:
+        """Wait for the step."""
+        if self._done is not None:
+            self._done.synchronize()
+        logits = None if self._logits is None else self._logits.numpy()
+        return StepResult(self._ids.numpy(), logits)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the host that may still be under way."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return host.copy_(tensor, non_blocking=True)
+
+
+class CudaExecutor:
+    """Runs the steps of one artifact.
+
+    Args:
+        lowered: its steps.
+        weights: a tensor for each recipe of them.
+        calls: the steps, bound to the weights.
+        operations: what they run on.
+        device: where; the CPU interprets the kernels, for tests.
+        recorder: captures decode steps; None runs every step as it is.
+    """
+
+    feeds_tokens = True
+
+    def __init__(
+        self,
+        lowered: Lowered,
+        weights: Mapping[Any, Any],
+        calls: Calls,
+        operations: Operations,
+        device: torch.device,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.lowered, self.calls, self.operations, self.device = lowered, calls, operations, device
+        self.weight_bytes = sum(_nbytes(weight) for weight in weights.values())
+        self._graphs: Graphs[Given] | None = None if recorder is None else Graphs(recorder)
+        self._staging, self._captured = Staging(device), Staging(device)
+        self._sampled = torch.zeros(FED_ROWS, dtype=torch.int64, device=device)
+        self._made_lists: dict[str, Lists | None] = {}
+        self._kv_dtype = self.kv_dtypes[0]
+        self._fed = 0  # rows of the last step whose tokens are in _sampled
+        self._cache: dict[str, cache.Stored] = {}
+        self._blocks = 0
+
+    @property
+    def batch_invariant(self) -> bool:
+        """See ``Executor.batch_invariant``."""
+        return self.operations.invariant
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """See ``Executor.cache_spec``."""
+        return self.lowered.cache_spec
+
+    @property
+    def vocab_size(self) -> int:
+        """See ``Executor.vocab_size``."""
+        return self.lowered.vocab_size
+
+    @property
+    def kv_dtypes(self) -> tuple[str, ...]:
+        """See ``Executor.kv_dtypes``."""
+        return self.operations.kv_dtypes
+
+    @property
+    def graphs(self) -> int:
+        """How many steps were captured so far."""
+        return 0 if self._graphs is None else len(self._graphs)
+
+    def block_bytes(self, kv_dtype: str | None = None) -> int:
+        """See ``Executor.block_bytes``."""
+        return cache.block_bytes(self.cache_spec, self._known(kv_dtype))
+
+    def memory(self, *, tokens: int, rows: int) -> MemoryNeeds:
+        """See ``Executor.memory``."""
+        workspace = workspace_bytes(self.lowered, self.operations.dtype.itemsize, tokens=tokens, rows=rows)
+        if self.device.type != "cuda":
+            return MemoryNeeds(self.weight_bytes, workspace, loaded=self.weight_bytes)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return MemoryNeeds(self.weight_bytes, workspace, free + idle, loaded=self.weight_bytes)
+
+    def allocate(self, num_blocks: int, *, kv_dtype: str | None = None) -> None:
+        """See ``Executor.allocate``."""
+        wanted = self._known(kv_dtype)
+        self._cache, self._blocks, self._fed = {}, 0, 0
+        if self._graphs is not None:
+            self._graphs.clear()
+        self._cache = cache.allocate(self.cache_spec, num_blocks, wanted, self.device)
+        self._blocks, self._kv_dtype = num_blocks, wanted
+
+    @torch.inference_mode()
+    def submit(self, step: StepInputs, *, logits: bool = True) -> Pending:
+        """See ``Executor.submit``. Returns while the step runs."""
+        if not self._blocks:
+            raise CapacityError("The executor has no cache yet; allocate one first.")
+        spec = self.cache_spec
+        check_step(step, self._blocks, spec.block_size, self.vocab_size, fed=self._fed)
+        rows = len(step.logit_rows)
+        bucket = None if self._graphs is None else bucket_of(step)
+        given = self._as_it_is(step, logits) if bucket is None else self._replayed(step, bucket, logits)
+        self._fed = min(rows, FED_ROWS)
+        return Pending(given, rows)
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
+        """See ``Executor.logits``."""
+        check_tokens(token_ids, self.vocab_size)
+        spec = self.cache_spec
+        step = one_sequence(token_ids, spec.block_size)
+        if rows is not None:
+            wanted = np.asarray(rows, dtype=np.int64)
+            step = StepInputs(**{**vars(step), "logit_rows": wanted})
+        blocks = step.block_tables.shape[1]
+        kept = cache.allocate(spec, blocks, self.kv_dtypes[0], self.device)
+        found = self._model(self._staged(step, self.kv_dtypes[0]), kept, blocks)
+        return np.asarray(self.operations.logits(found).cpu().numpy())
+
+    def close(self) -> None:
+        """Let the device's memory go; the executor is of no use afterwards."""
+        if self._graphs is not None:
+            self._graphs.clear()
+        self._cache, self._blocks = {}, 0
+
+    def _known(self, kv_dtype: str | None) -> str:
+        wanted = kv_dtype or self.kv_dtypes[0]
+        if wanted not in self.kv_dtypes:
+            raise CapacityError(
+                f"The cuda target has no cache of {wanted} here; it has {', '.join(self.kv_dtypes)}."
+            )
+        return wanted
+
+    def _as_it_is(self, step: StepInputs, logits: bool) -> Given:
+        feeds = int(step.token_ids.min()) < 0
+        return self._step(self._staged(step, self._kv_dtype), logits, feeds=feeds)
+
+    def _staged(self, step: StepInputs, kv_dtype: str) -> Staged:
+        """A step that runs as it is, on the device."""
+        lists = self._lists(kv_dtype)
+        arrays, counts = self._with_lists(step, None, lists)
+        return _on_device(self._staging.stage(arrays), shape_of(step), counts, lists)
+
+    def _with_lists(
+        self, step: StepInputs, bucket: Shape | None, lists: Lists | None
+    ) -> tuple[dict[str, Any], tuple[Counts, ...]]:
+        """A step's arrays with attention's lists, and what those are launched by."""
+        arrays: dict[str, Any] = dict(vars(step))
+        if lists is None:
+            return arrays, ()
+        made, counts = lists.arrays(step, bucket, self.cache_spec.block_size)
+        return arrays | made, counts
+
+    def _lists(self, kv_dtype: str) -> Lists | None:
+        if kv_dtype not in self._made_lists:
+            layers = dict.fromkeys(
+                layer_of(step) for step in self.lowered.steps if step.kernel == "paged_attention"
+            )
+            wide = cache.DTYPES[kv_dtype].itemsize
+            self._made_lists[kv_dtype] = self.operations.lists(layers, wide, self.device)
+        return self._made_lists[kv_dtype]
+
+    def _replayed(self, step: StepInputs, bucket: Shape, logits: bool) -> Given:
+        """A decode step from its graph, which is captured first where there is none."""
+        assert self._graphs is not None, "steps are captured where there is a recorder"
+        grown = self._captured.grown
+        self._captured.stage(self._padded(step, bucket)[0])
+        if self._captured.grown != grown:  # the graphs read memory that is gone
+            self._graphs.clear()
+        key = (bucket, logits)
+        if key not in self._graphs:
+            self._capture(bucket, logits)
+            self._captured.stage(self._padded(step, bucket)[0])
+        return self._graphs.replay(key)
+
+    def _capture(self, bucket: Shape, logits: bool) -> None:
+        """Capture a bucket's graph, on padding alone: what the step before gave stays as it is."""
+        assert self._graphs is not None, "steps are captured where there is a recorder"
+        arrays, counts = self._padded(nothing(bucket), bucket)
+        staged = _on_device(self._captured.stage(arrays), bucket, counts, self._lists(self._kv_dtype))
+        kept = self._sampled.clone()
+        self._graphs.record((bucket, logits), lambda: self._step(staged, logits, feeds=True))
+        self._sampled.copy_(kept)
+
+    def _padded(self, step: StepInputs, bucket: Shape) -> tuple[dict[str, Any], tuple[Counts, ...]]:
+        """A step's arrays in the shapes of its graph."""
+        return self._with_lists(padded(step, bucket), bucket, self._lists(self._kv_dtype))
+
+    def _step(self, staged: Staged, logits: bool, *, feeds: bool) -> Given:
+        """One step: its tokens go to ``_sampled``."""
+        inputs = staged.inputs
+        if feeds:
+            inputs = {**inputs, "input_ids": fed_tokens(inputs["input_ids"], self._sampled)}
+        found = self._model(staged._replace(inputs=inputs), self._cache, self._blocks)
+        rows = self.operations.logits(found) if logits else found
+        ids = self.operations.greedy(rows)
+        kept = min(staged.shape.rows, FED_ROWS)
+        self._sampled[:kept].copy_(ids[:kept])
+        return Given(ids, rows if logits else None)
+
+    def _model(self, staged: Staged, kept: Mapping[str, cache.Stored], blocks: int) -> torch.Tensor:
+        return self.calls.run({**staged.inputs, **kept}, staged.shape.sizes(blocks), staged.facts)
+
+
+def _on_device(
+    views: dict[str, torch.Tensor], shape: Shape, counts: tuple[Counts, ...], lists: Lists | None
+) -> Staged:
+    inputs = {INPUTS.get(name, name): view for name, view in views.items()}
+    return Staged(inputs, shape, None if lists is None else lists.works(views, counts))
+
+
+def _nbytes(weight: Any) -> int:
+    """Bytes of a tensor, or of all tensors of a packed weight."""
+    if isinstance(weight, torch.Tensor):
+        return weight.nbytes
+    if isinstance(weight, tuple | list):
+        return sum(_nbytes(part) for part in weight)
+    parts = getattr(weight, "__dict__", None) or {
+        name: getattr(weight, name) for name in getattr(weight, "__slots__", ())
+    }
+    return sum(_nbytes(part) for part in parts.values()) if parts else 0

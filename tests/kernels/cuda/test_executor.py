@@ -1,0 +1,164 @@
+"""The cuda target, its kernels interpreted, against the reference: every architecture, every mixture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import optpipe
+from optpipe.errors import CapacityError, RequestError
+from optpipe.testing import tiny_names
+from optpipe_kernels.cuda.target import CudaTarget
+
+TOKENS = np.random.default_rng(0).integers(0, 250, 70)  # past every window, and past a block
+NOISE = 8  # times the reference's own error in float32 may be ours: tiles are summed in another order
+FLOOR = 2e-6  # noise of a logit near 1 that happened to be rounded well
+QUICK = ("llama", "gemma2", "bloom", "gpt-oss")
+
+
+def load(artifact, **options):
+    return CudaTarget().load_artifact(artifact, device="cpu", **options)
+
+
+def check(artifact, **options):
+    exact = optpipe.load(artifact, dtype=torch.float64).logits(TOKENS)
+    noise = np.abs(optpipe.load(artifact).logits(TOKENS) - exact).max()
+    executor = load(artifact, **options)
+    assert np.abs(executor.logits(TOKENS) - exact).max() <= NOISE * max(noise, FLOOR)
+    return executor
+
+
+@pytest.mark.parametrize("name", tiny_names())
+def test_every_architecture_on_bodies_equals_the_reference(tiny, name):
+    check(tiny(name), kernels="bodies")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in tiny_names()]
+)
+def test_every_architecture_on_kernels_equals_the_reference(tiny, name):
+    executor = check(tiny(name))
+    assert not executor.operations.on_bodies & {"paged_attention", "rms_norm", "rope", "layer_norm"}
+
+
+@pytest.mark.parametrize("zero", ["none", "float"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_weights_equal_the_reference(tiny, bits, zero):
+    check(tiny("llama-tied", f"quant{{bits={bits} group=32 zero={zero} head=8}},paged"))
+
+
+@pytest.fixture(params=["bodies", "triton"])
+def kernels(request):
+    return request.param
+
+
+@pytest.fixture
+def whole(tiny):
+    """Logits of three sequences, each as a whole, by the reference."""
+    reference = optpipe.load(tiny("llama"))
+    tokens = [TOKENS[:40], TOKENS[10:70], TOKENS[30:33]]
+    return tokens, [reference.logits(it) for it in tokens]
+
+
+def near(found, expected):
+    np.testing.assert_allclose(found, expected, atol=2e-5, rtol=0)
+
+
+def test_chunks_decode_and_verification_equal_the_whole(tiny, sequences, whole, kernels):
+    tokens, expected = whole
+    steps = sequences(load(tiny("llama"), kernels=kernels), tokens)
+    near(steps.run([(0, 0, 9)]), expected[0][:9])
+    near(steps.run([(0, 9, 10), (1, 0, 21)]), np.concatenate([expected[0][9:10], expected[1][:21]]))
+    mixed = [(1, 21, 22), (0, 10, 14), (2, 0, 3)]  # decode, verification of three drafts, a prompt
+    near(steps.run(mixed), np.concatenate([expected[1][21:22], expected[0][10:14], expected[2]]))
+    near(steps.run([(0, 14, 40), (1, 22, 60)]), np.concatenate([expected[0][14:], expected[1][22:]]))
+
+
+def test_only_wanted_rows_are_given(tiny, sequences, whole, kernels):
+    tokens, expected = whole
+    steps = sequences(load(tiny("llama"), kernels=kernels), tokens)
+    near(steps.run([(0, 0, 9), (2, 0, 3)], rows=[3, 11]), np.stack([expected[0][3], expected[2][2]]))
+
+
+def test_greedy_steps_give_the_most_likely(tiny, sequences, whole, kernels):
+    tokens, expected = whole
+    steps = sequences(load(tiny("llama"), kernels=kernels), tokens)
+    np.testing.assert_array_equal(steps.run([(0, 0, 9)], logits=False), expected[0][:9].argmax(-1))
+
+
+def decoded(steps, count, begin, *, feed):
+    """Greedy decoding of three sequences for ``count`` steps: by the host's tokens, or the device's."""
+    found = [steps.run([(b, 0, begin)], logits=False, rows=[begin - 1])[0] for b in range(3)]
+    for b in range(3):
+        steps.tokens[b] = [*steps.tokens[b][:begin], int(found[b])]
+    rows = None
+    out, order = [], [0, 1, 2]
+    for at in range(begin, begin + count):
+        order = order[1:] + order[:1]  # a sequence's row moves
+        pieces = [(b, at, at + 1) for b in order]
+        ids = steps.run(pieces, logits=False, feed=rows if feed else None)
+        rows = {b: row for row, b in enumerate(order)}
+        for b, token in zip(order, ids, strict=True):
+            steps.tokens[b].append(int(token))
+        out.append(ids[[rows[b] for b in range(3)]])
+    return np.array(out)
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["as it is", "captured"])
+def test_tokens_stay_on_the_device_and_feed_the_next_step(tiny, sequences, recorder, captured):
+    artifact = tiny("llama")
+    tokens = [TOKENS[:5], TOKENS[20:25], TOKENS[40:45]]
+    plain = decoded(sequences(load(artifact), tokens, length=30), 12, 5, feed=False)
+    executor = load(artifact, recorder=recorder if captured else None)
+    assert executor.feeds_tokens
+    steps = sequences(executor, tokens, length=30)
+    np.testing.assert_array_equal(decoded(steps, 12, 5, feed=True), plain)
+    assert len(np.unique(plain)) > 3
+    assert executor.graphs == (2 if captured else 0)  # one row of each prompt's last step, and three
+
+
+def test_a_step_may_not_take_a_row_that_the_one_before_lacks(tiny, sequences):
+    steps = sequences(load(tiny("llama"), kernels="bodies"), [TOKENS[:5], TOKENS[5:10]])
+    with pytest.raises(RequestError, match=r"\[0, "):
+        steps.run([(0, 0, 1)], feed={0: 0})
+    steps.run([(0, 0, 4)], rows=[3])
+    with pytest.raises(RequestError, match="row 1"):
+        steps.run([(0, 4, 5)], feed={0: 1})
+
+
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt-oss", marks=pytest.mark.slow), "bloom"])
+def test_captured_steps_give_what_uncaptured_ones_do(tiny, sequences, recorder, name):
+    artifact = tiny(name)
+    tokens = [TOKENS[begin : begin + 36] for begin in (0, 11, 25)]
+    captured, plain = (sequences(load(artifact, recorder=it), tokens) for it in (recorder, None))
+    for steps in (captured, plain):
+        steps.run([(b, 0, 30) for b in range(3)])
+    for at in range(30, 36):
+        pieces = [(b, at, at + 1) for b in range(at % 3 + 1)]
+        np.testing.assert_array_equal(captured.run(pieces), plain.run(pieces))
+    assert recorder.recorded == 3  # one, two and three sequences
+    assert recorder.replayed == 6
+
+
+def test_a_new_cache_is_not_read_by_old_graphs(tiny, sequences, recorder):
+    executor = load(tiny("llama"), kernels="bodies", recorder=recorder)
+    for _ in range(2):
+        steps = sequences(executor, [TOKENS[:20]])
+        steps.run([(0, 0, 19)])
+        near(steps.run([(0, 19, 20)]), executor.logits(TOKENS[:20])[-1:])
+    assert recorder.recorded == 2
+    assert executor.graphs == 1
+
+
+def test_says_what_it_needs_and_what_it_cannot_do(tiny, sequences):
+    executor = load(tiny("llama"), kernels="bodies")
+    with pytest.raises(CapacityError, match="allocate"):
+        sequences.run(type("Steps", (), {"executor": executor, "step": lambda *_, **__: None})(), [])
+    with pytest.raises(CapacityError, match="no cache of i4"):
+        executor.allocate(4, kv_dtype="i4")
+    spec = executor.cache_spec
+    assert executor.block_bytes() == spec.block_bytes(4)
+    small, large = (executor.memory(tokens=count, rows=1) for count in (16, 1024))
+    assert small.weights == small.loaded > 0
+    assert small.workspace < large.workspace

@@ -1,0 +1,185 @@
+"""Program → steps: what is put together, and what must not be."""
+
+from __future__ import annotations
+
+import pytest
+
+from optpipe.errors import ArtifactError
+from optpipe.program.parser import parse_program
+from optpipe_kernels.cuda.fusion import lower
+from optpipe_kernels.cuda.recipes import Dense, Grid, Joined, Plain, Quantized
+
+HEAD = """optpipe.program 1
+input %input_ids: i64[T]
+input %position_ids: i64[T]
+input %logit_rows: i64[R]
+input %slot_mapping: i64[T]
+cache %k_cache.0: f32[P, 16, 1, 8]
+cache %v_cache.0: f32[P, 16, 1, 8]
+input %query_start: i32[B + 1]
+input %context_lens: i32[B]
+input %block_tables: i32[B, M]
+weight @embed: f32[10, 8] stored f32
+weight @freq: f32[4] stored f32
+weight @q: f32[16, 8] stored bf16
+weight @k: f32[8, 8] stored bf16
+weight @v: f32[8, 8] stored bf16
+weight @conv: f32[8, 12] stored bf16
+weight @bias: f32[8] stored bf16
+weight @wide_bias: f32[12] stored bf16
+weight @qq: i32[16, 1] stored i32
+weight @qs: f32[16, 1] stored f16
+weight @kq: i32[8, 1] stored i32
+weight @ks: f32[8, 1] stored f16
+"""
+
+
+def steps_of(body):
+    return lower(parse_program(HEAD + body))
+
+
+def kernels(body):
+    return [step.kernel for step in steps_of(body).steps]
+
+
+QKV = """%0: f32[T, 8] = aten.embedding(@embed, %input_ids)
+%1: f32[T, 16] = aten.linear(%0, @q)
+%2: f32[T, 8] = aten.linear(%0, @k, @bias)
+%3: f32[T, 8] = aten.linear(%0, @v)
+"""
+TABLES = """%4: f32[T] = aten.to.dtype(%position_ids, f32)
+%5: f32[T, 1] = aten.reshape(%4, [T, 1])
+%6: f32[T, 4] = aten.mul.Tensor(%5, @freq)
+%7: f32[T, 8] = aten.cat([%6, %6], 1)
+"""
+HEADS = """%8: f32[T, 2, 8] = aten.reshape(%1, [T, 2, 8])
+%9: f32[T, 1, 8] = aten.reshape(%2, [T, 1, 8])
+%10: f32[T, 1, 8] = aten.reshape(%3, [T, 1, 8])
+"""
+ATTENTION = (
+    "%13: f32[T, 2, 8] = optpipe.paged_attention({q}, %k_cache.0, %v_cache.0, %query_start, %context_lens,"
+    " %block_tables, scale=0.5)\n"
+)
+END = """%20: f32[T, 16] = aten.reshape(%13, [T, 16])
+%21: f32[R, 16] = optpipe.gather_rows(%20, %logit_rows)
+return %21
+"""
+TURNED = """%11: f32[T, 2, 8] = optpipe.rope(%8, %7, %7, interleaved=false)
+%12: f32[T, 1, 8] = optpipe.rope(%9, %7, %7, interleaved=false)
+optpipe.kv_write(%12, %10, %k_cache.0, %v_cache.0, %slot_mapping)
+"""
+
+
+def test_joins_the_layers_of_one_input_with_zeros_where_a_bias_lacks():
+    lowered = steps_of(QKV + TABLES + HEADS + TURNED + ATTENTION.format(q="%11") + END)
+    product = next(step for step in lowered.steps if step.kernel == "linear")
+    assert product.args[1] == Dense(("q", "k", "v"))
+    assert product.args[2] == Joined(((None, 16), ("bias", 8), (None, 8)))
+    assert product.windows == ((0, 16), (16, 24), (24, 32))
+    assert [value.name for value in product.results] == ["1", "2", "3"]
+
+
+def test_turns_queries_and_keys_where_they_are_written():
+    names = kernels(QKV + TABLES + HEADS + TURNED + ATTENTION.format(q="%11") + END)
+    assert names.count("rope_kv_write") == 1
+    assert "rope" not in names
+    assert "kv_write" not in names
+
+
+def test_leaves_the_rope_of_a_query_that_somebody_reads_before_the_write():
+    early = TURNED.replace("optpipe.kv_write", "%14: f32[T, 2, 8] = aten.neg(%11)\noptpipe.kv_write")
+    body = QKV + TABLES + HEADS + early + ATTENTION.format(q="%11")
+    names = kernels(body + "%15: f32[T, 2, 8] = aten.add.Tensor(%13, %14)\n" + END.replace("%13", "%15"))
+    assert names.count("rope") == 1
+    assert names.count("rope_kv_write") == 1
+
+
+def test_leaves_the_rope_of_a_key_that_somebody_else_reads():
+    body = QKV + TABLES + HEADS + TURNED + ATTENTION.format(q="%11")
+    more = "%14: f32[T, 2, 8] = aten.add.Tensor(%13, %12)\n"
+    names = kernels(body + more + END.replace("%13", "%14"))
+    assert "rope_kv_write" not in names
+    assert names.count("rope") == 2
+
+
+def test_leaves_a_query_of_another_rope():
+    other = TURNED.replace("%8, %7, %7, interleaved=false", "%8, %7, %7, interleaved=true")
+    steps = steps_of(QKV + TABLES + HEADS + other + ATTENTION.format(q="%11") + END).steps
+    write = next(step for step in steps if step.kernel == "rope_kv_write")
+    assert write.args[0] is None
+    assert not write.results
+    assert sum(step.kernel == "rope" for step in steps) == 1
+
+
+def test_tables_of_rope_are_wide_and_other_leftovers_are_not():
+    lowered = steps_of(QKV + TABLES + HEADS + TURNED + ATTENTION.format(q="%11") + END)
+    assert {"4", "5", "6", "7"} <= lowered.wide
+    assert not {"0", "8", "20"} & lowered.wide
+    table = next(step for step in lowered.steps if step.kernel == "aten.mul.Tensor")
+    assert table.args[1] == Plain("freq", wide=True)
+
+
+PLAIN_ATTENTION = "optpipe.kv_write(%9, %10, %k_cache.0, %v_cache.0, %slot_mapping)\n" + ATTENTION.format(
+    q="%8"
+)
+
+
+def test_a_bias_added_afterwards_is_the_layers_own():
+    body = QKV.replace(
+        "aten.linear(%0, @v)", "aten.linear(%0, @v)\n%30: f32[T, 8] = aten.add.Tensor(%3, @bias)"
+    )
+    lowered = steps_of(body + HEADS.replace("%3,", "%30,") + PLAIN_ATTENTION + END)
+    assert "aten.add.Tensor" not in [step.kernel for step in lowered.steps]
+    product = next(step for step in lowered.steps if step.kernel == "linear")
+    assert product.args[2] == Joined(((None, 16), ("bias", 8), ("bias", 8)))
+    assert [value.name for value in product.results] == ["1", "2", "30"]
+
+
+def test_a_bias_is_left_alone_when_the_product_is_read_without_it():
+    body = QKV.replace(
+        "aten.linear(%0, @v)", "aten.linear(%0, @v)\n%30: f32[T, 8] = aten.add.Tensor(%3, @bias)"
+    )
+    names = kernels(
+        body
+        + HEADS.replace("%9: f32[T, 1, 8] = aten.reshape(%2", "%9: f32[T, 1, 8] = aten.reshape(%30")
+        + PLAIN_ATTENTION
+        + END
+    )
+    assert "aten.add.Tensor" in names
+
+
+def test_addmm_is_a_layer_whose_weight_is_stored_the_other_way():
+    body = QKV + "%30: f32[T, 12] = aten.addmm(@wide_bias, %0, @conv)\n"
+    steps = steps_of(body + HEADS + PLAIN_ATTENTION + END).steps
+    layer = [step for step in steps if step.kernel == "linear"][-1]
+    assert layer.args[1] == Dense(("conv",), transposed=True)
+    assert layer.args[2] == Joined((("wide_bias", 12),))
+
+
+def test_quantized_layers_of_one_grid_are_one_and_others_are_not():
+    grids = """%0: f32[T, 8] = aten.embedding(@embed, %input_ids)
+%1: f32[T, 16] = optpipe.quant_linear(%0, @qq, @qs, None, None, bits=4, group=8)
+%2: f32[T, 8] = optpipe.quant_linear(%0, @kq, @ks, None, None, bits=4, group=GROUP)
+%3: f32[T, 8] = aten.linear(%0, @v)
+"""
+    same = steps_of(grids.replace("GROUP", "8") + HEADS + PLAIN_ATTENTION + END).steps
+    layer = next(step for step in same if step.kernel == "quant_linear")
+    assert layer.args[1] == Quantized((Grid("qq", "qs"), Grid("kq", "ks")), 4, 8)
+    assert layer.windows == ((0, 16), (16, 24))
+    apart = [
+        step.kernel for step in steps_of(grids.replace("GROUP", "-1") + HEADS + PLAIN_ATTENTION + END).steps
+    ]
+    assert apart.count("quant_linear") == 2
+
+
+def test_rows_are_gathered_where_the_graph_gives_all():
+    whole = QKV + HEADS + PLAIN_ATTENTION + "%20: f32[T, 16] = aten.reshape(%13, [T, 16])\nreturn %20\n"
+    program = parse_program(HEAD.replace("input %logit_rows: i64[R]\n", "") + whole)
+    lowered = lower(program)
+    assert lowered.steps[-1].kernel == "gather_rows"
+    assert lowered.output.type.shape == ("R", 16)
+
+
+def test_refuses_what_is_not_paged():
+    with pytest.raises(ArtifactError, match="paged"):
+        lower(parse_program("optpipe.program 1\ninput %input_ids: i64[T]\nreturn %input_ids\n"))
