@@ -1,0 +1,176 @@
+"""Runs: ours and a peer's, in turn, cell by cell, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .forms import CELLS, CONTEXT, PROMPT, THREADS, Cell, Peer, Variant
+from .models import Shelf
+
+DRIVERS = Path(__file__).parent / "drivers"
+SETTLE = 0.1  # seconds between two processes: threads that spin go to sleep
+PRODUCTS = 0.7  # seconds a cell
+
+
+class DriverError(Exception):
+    """A driver ended; the message is its last words."""
+
+
+class Driver:
+    """A process that answers."""
+
+    def __init__(self, python: Path | str, script: str, given: dict[str, Any]) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (as long as the process)
+        self._process = subprocess.Popen(
+            [str(python), str(DRIVERS / f"{script}.py"), json.dumps(given)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.hello = self._read()
+
+    def ask(self, do: str, **more: Any) -> dict[str, Any]:
+        """One question, one answer."""
+        assert self._process.stdin is not None, "stdin is a pipe"
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **more}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # then there is no answer either, and the log says why
+        return self._read()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None, "stdin is a pipe"
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None, "stdout is a pipe"
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise DriverError(self._last_words())
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().splitlines() if line.strip()]
+        return lines[-1][:300] if lines else f"it ended with {self._process.returncode} and said nothing"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A form of ours that runs beside a peer."""
+
+    form: str
+    activations: str
+
+    @property
+    def name(self) -> str:
+        """Unique within a record."""
+        return f"{self.form}, activations {self.activations}"
+
+
+def beside(form: str) -> list[Ours]:
+    """What of ours runs beside a peer's form: the same one with the peers' activations, and the default."""
+    same = Ours("int4-8" if form == "bf16" else form, "int8")
+    return [same] if form == "int8-8" else [same, Ours("default", "int16")]
+
+
+def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, rounds: int) -> dict[str, Any]:
+    """Measure a variant of a peer, and ours beside it.
+
+    Returns:
+        the record of the results file: rates of the peer and of ours by cell, and what ours could reach.
+
+    Raises:
+        DriverError: the peer fails.
+    """
+    given = {"model": str(shelf.of_kind(peer.kind, variant.form)), "threads": THREADS, **variant.settings}
+    drivers = {"peer": Driver(python, peer.driver, given)}
+    mine = beside(variant.form)
+    try:
+        for it in mine:
+            drivers[it.name] = our_driver(shelf, it)
+        rates = interleave(drivers, rounds)
+        bounds = {it.name: products(drivers[it.name]) for it in mine}
+        hello = drivers["peer"].hello
+        memory = drivers["peer"].ask("prompt", tokens=8)["peak_mb"]
+    finally:
+        for driver in drivers.values():
+            driver.close()
+    return {
+        "form": variant.form,
+        "settings": variant.settings,
+        "versions": hello["versions"],
+        "load_seconds": round(hello["load_seconds"], 2),
+        "peak_mb": memory,
+        "at": datetime.now(UTC).isoformat(timespec="minutes"),
+        "peer": rates.pop("peer"),
+        "ours": rates,
+        "products": bounds,
+    }
+
+
+def our_driver(shelf: Shelf, ours: Ours, how: str = "steps") -> Driver:
+    """Ours, in this interpreter."""
+    model = str(shelf.optpipe(ours.form))
+    given = {"model": model, "threads": THREADS, "activations": ours.activations, "how": how}
+    return Driver(sys.executable, "drive_optpipe", given)
+
+
+def interleave(drivers: dict[str, Driver], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Tokens a second: driver → cell → a rate a round. One round before them does not count."""
+    found: dict[str, dict[str, list[float]]] = {name: {it.name: [] for it in CELLS} for name in drivers}
+    for turn in range(rounds + 1):
+        for cell in CELLS:
+            for name, driver in drivers.items():
+                if turn == 0 and cell.batch > 1:
+                    continue
+                value = rate(driver, cell)
+                if turn > 0:
+                    found[name][cell.name].append(round(value, 2))
+                time.sleep(SETTLE)
+    return found
+
+
+def rate(driver: Driver, cell: Cell) -> float:
+    """Tokens a second of one measurement."""
+    if cell.steps == 0:
+        return PROMPT / float(driver.ask("prompt", tokens=PROMPT)["seconds"])
+    seconds = driver.ask("decode", batch=cell.batch, context=CONTEXT, steps=cell.steps)["seconds"]
+    return cell.batch * cell.steps / float(seconds)
+
+
+def products(driver: Driver) -> dict[str, float]:
+    """Tokens a second that the matrix products alone allow, by cell: the median."""
+    found = {}
+    for cell in CELLS:
+        tokens = PROMPT if cell.steps == 0 else cell.batch
+        answer = driver.ask("products", batch=cell.batch, tokens=tokens, seconds=PRODUCTS)
+        found[cell.name] = round(tokens / answer["seconds"], 2)
+    return found
+
+
+def median(values: Iterable[float]) -> float:
+    """Of the rounds."""
+    return statistics.median(values)
