@@ -13,6 +13,9 @@ from optpipe.testing import save_tiny
 from optpipe_runtime.core import Scheduler
 from optpipe_runtime.engine import Engine, EngineConfig
 from optpipe_runtime.sampling import SamplingParams
+from optpipe_runtime.speculation import FixedController, Speculator
+
+from ..speculation.scripted import ScriptedProposer, texts_known
 
 # The same rows in other batches differ by this much in a logit at most: torch sums in another order.
 NOISE = 1e-3
@@ -39,15 +42,19 @@ def serve(executor):
         settings = EngineConfig(**{"num_blocks": 512, "max_num_batched_tokens": 512, **config})
         params = SamplingParams(temperature=0, max_tokens=length, logprobs=2)
         with Engine.over(executor, config=settings) as engine:
-            parts = [[it] for it in prompts] if one_by_one else [prompts]
-            return [it.completions[0] for part in parts for it in engine.generate(part, params)]
+            groups = [[it] for it in prompts] if one_by_one else [prompts]
+            found = [it.completions[0] for group in groups for it in engine.generate(group, params)]
+            return found, engine.stats()
 
     return serve
 
 
 def prompts(count, longest=100):
+    """Every third begins like the first."""
     random_ = random.Random(1)
-    return [[random_.randrange(3, 250) for _ in range(random_.randint(2, longest))] for _ in range(count)]
+    common = [random_.randrange(3, 250) for _ in range(40)]
+    found = [[random_.randrange(3, 250) for _ in range(random_.randint(2, longest))] for _ in range(count)]
+    return [[*common, *it] if i % 3 == 0 and longest > 40 else it for i, it in enumerate(found)]
 
 
 def assert_same(found, expected):
@@ -72,7 +79,7 @@ def alone():
 def expected_of(serve, alone, asked, length):
     key = (len(asked), length)
     if key not in alone:
-        alone[key] = serve(asked, length, one_by_one=True, prefix_caching=False)
+        alone[key], _ = serve(asked, length, one_by_one=True, prefix_caching=False)
     return alone[key]
 
 
@@ -82,30 +89,51 @@ def expected_of(serve, alone, asked, length):
         {"max_num_batched_tokens": 16, "max_num_seqs": 16},
         {"max_num_batched_tokens": 64, "prefix_caching": False},
         {"max_num_batched_tokens": 512},
-        {"max_num_batched_tokens": 512, "speculation": "ngram"},
         {"num_blocks": 60, "watermark": 0.0},
     ],
-    ids=["chunks of 16", "chunks of 64", "chunks of 512", "speculated", "preempted for want of blocks"],
+    ids=["chunks of 16", "chunks of 64", "chunks of 512", "preempted for want of blocks"],
 )
 def test_a_batch_of_32(serve, alone, config):
     asked = prompts(32)
-    assert_same(serve(asked, 16, **config), expected_of(serve, alone, asked, 16))
+    found, stats = serve(asked, 16, **config)
+    assert_same(found, expected_of(serve, alone, asked, 16))
+    assert (stats.prefix_hits > 0) == config.get("prefix_caching", True)
+    assert (stats.preemptions > 0) == ("num_blocks" in config)
 
 
-def test_preempted_at_many_steps(serve, alone, monkeypatch):
+def test_speculated(serve, alone, monkeypatch):
+    """With drafts of which some are right and some are wrong."""
+    asked = prompts(32)
+    expected = expected_of(serve, alone, asked, 16)
+    texts = [[*prompt, *it.token_ids] for prompt, it in zip(asked, expected, strict=True)]
+    proposer = ScriptedProposer("mixed", texts_known(texts))
+    speculator = Speculator(proposer, FixedController(max_drafts=4))
+    monkeypatch.setattr(parts, "make_speculator", lambda *arguments, **options: speculator)
+    found, stats = serve(asked, 16)
+    assert_same(found, expected)
+    assert 0 < sum(stats.accepted_tokens) < sum(stats.draft_tokens)
+
+
+@pytest.mark.parametrize("distance", [1, 7])
+def test_preempted_at_every_step(serve, alone, monkeypatch, distance):
+    """Before each step, so that every token is computed from the prompt on; and before each seventh."""
+
     class Preempting(Scheduler):
         count = 0
 
         def plan(self, *arguments):
             self.count += 1
-            if self.count % 7 == 0:
+            if self.count % distance == 0:
                 self.reset()
             return super().plan(*arguments)
 
     asked = prompts(3, longest=30)
     expected = expected_of(serve, alone, asked, LENGTH)
+    assert {len(it.token_ids) for it in expected} == {LENGTH}
     monkeypatch.setattr(parts, "Scheduler", Preempting)
-    assert_same(serve(asked), expected)
+    found, stats = serve(asked)
+    assert_same(found, expected)
+    assert stats.preemptions >= 3 * (LENGTH // distance - 1)
 
 
 def test_scores_of_prompts_in_chunks(executor):
