@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,22 @@ class Done:
         return self.value
 
 
+class Later:
+    """A step that runs when its result, or a later one's, is asked for."""
+
+    def __init__(self, executor: TapeExecutor, inputs: StepInputs, logits: bool) -> None:
+        self.executor, self.inputs, self.logits = executor, inputs, logits
+        self.value: StepResult | None = None
+        self.error: Exception | None = None
+
+    def result(self) -> StepResult:
+        self.executor.run_until(self)
+        if self.error is not None:
+            raise self.error
+        assert self.value is not None
+        return self.value
+
+
 class TapeExecutor:
     """See the module.
 
@@ -43,6 +59,8 @@ class TapeExecutor:
         cost: seconds that a step of these inputs takes; they are slept.
         before_step: called with each step's inputs; may raise, or block.
         end: never the likeliest token, so that greedy text does not end; None for no such token.
+        feeds_tokens: a step may take its tokens from the one before. Then nothing runs before its result, or
+            that of a later step, is asked for, as on a device that is slower than its host.
     """
 
     batch_invariant = True
@@ -57,8 +75,13 @@ class TapeExecutor:
         cost: Callable[[StepInputs], float] | None = None,
         before_step: Callable[[StepInputs], None] | None = None,
         end: int | None = None,
+        feeds_tokens: bool = False,
     ) -> None:
         self.vocab_size = vocab_size
+        self.feeds_tokens = feeds_tokens
+        self.early = 0  # steps that were submitted before the result of the one before was asked for
+        self._given = np.zeros(0, dtype=np.int64)  # the tokens of the step that ran last
+        self._queue: list[Later] = []
         self.cache_spec = CacheSpec(block_size, ((1, 8, 8),))
         self.cost, self.before_step = cost, before_step
         self.steps: list[StepInputs] = []
@@ -83,8 +106,29 @@ class TapeExecutor:
         self.num_blocks = num_blocks
         self._tape = np.full(num_blocks * self.cache_spec.block_size, EMPTY)
 
-    def submit(self, step: StepInputs, *, logits: bool = True) -> Done:
+    def submit(self, step: StepInputs, *, logits: bool = True) -> Done | Later:
         """Write the tokens to their slots, then hash what each wanted row can see."""
+        if not self.feeds_tokens:
+            return Done(self.run(step, logits=logits))
+        self.early += bool(self._queue)
+        self._queue.append(Later(self, _copy(step), logits))
+        return self._queue[-1]
+
+    def run_until(self, step: Later) -> None:
+        """Run what was submitted, in order, up to a step."""
+        while step in self._queue:
+            first = self._queue.pop(0)
+            try:
+                first.value = self.run(first.inputs, logits=first.logits)
+            except Exception as error:
+                first.error = error
+
+    def run(self, step: StepInputs, *, logits: bool) -> StepResult:
+        """A step, now."""
+        if self.feeds_tokens:
+            ids = step.token_ids.copy()
+            ids[ids < 0] = self._given[-1 - ids[ids < 0]]
+            step = replace(step, token_ids=ids)
         self.steps.append(_copy(step))
         if self.before_step is not None:
             self.before_step(step)
@@ -94,7 +138,8 @@ class TapeExecutor:
         writes = step.slot_mapping >= 0
         self._tape[step.slot_mapping[writes]] = step.token_ids[writes]
         rows = self._rows(step)
-        return Done(StepResult(rows.argmax(-1).astype(np.int64), rows if logits else None))
+        self._given = rows.argmax(-1).astype(np.int64)
+        return StepResult(self._given, rows if logits else None)
 
     def logits(self, token_ids: Any, rows: Any = None) -> Any:
         """Logits of a whole sequence, without the cache."""

@@ -50,9 +50,9 @@ class BlockTables:
         if computed // self.block_size > sequence.registered:
             self.cache.register(sequence)
 
-    def trim(self, sequence: Sequence) -> None:
-        """Take away the blocks beyond what is computed."""
-        count = self.count(sequence.computed)
+    def trim(self, sequence: Sequence, end: int | None = None) -> None:
+        """Take away the blocks beyond position ``end``; beyond what is computed when None."""
+        count = self.count(sequence.computed if end is None else end)
         self.pool.release(reversed(sequence.blocks[count:]))
         del sequence.blocks[count:]
 

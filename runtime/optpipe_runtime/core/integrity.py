@@ -20,7 +20,12 @@ def check_plan(plan: StepPlan, running: abc.Sequence[Sequence], config: Schedule
     assert not set(plan.preempted) & set(planned), f"{plan.preempted = } are planned too"
 
 
-def check_sequence(sequence: Sequence, step: SequenceStep | None, config: SchedulerConfig) -> None:
+def check_sequence(
+    sequence: Sequence,
+    step: SequenceStep | None,
+    config: SchedulerConfig,
+    ahead: SequenceStep | None = None,
+) -> None:
     """One unfinished sequence: its counters agree, and it owns just the blocks that it needs now."""
     assert 0 < sequence.prompt_len <= len(sequence.tokens) <= sequence.max_len, (
         f"{sequence}: {sequence.max_len = }"
@@ -37,6 +42,9 @@ def check_sequence(sequence: Sequence, step: SequenceStep | None, config: Schedu
         assert not sequence.blocks and not sequence.computed, f"{sequence} waits with blocks"
         return
     end = sequence.computed if step is None else step.begin + len(step.tokens)
+    if ahead is not None:
+        assert ahead.begin == end, f"{sequence}: {ahead.begin = }, {end = }"
+        end += 1
     blocks = -(-end // config.block_size)
     assert len(sequence.blocks) == blocks, f"{sequence} needs {blocks} blocks"
     if step is not None:

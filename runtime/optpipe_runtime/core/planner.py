@@ -62,6 +62,10 @@ class Planner:
             rows += step.rows
         return StepPlan(tuple(steps), tokens, rows, tuple(preempted))
 
+    def refused(self, sequence: Sequence) -> bool:
+        """Whether the last that there was no room for is this one."""
+        return self._refused[0] == sequence.id
+
     def _make_way(self, preempted: list[int]) -> None:
         """Let waiting sequences in that come before running ones, at the cost of the last in line."""
         waiting, running = self._line.waiting, self._line.running

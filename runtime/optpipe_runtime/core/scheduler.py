@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from optpipe.errors import RequestError
 
+from .ahead import plan_ahead, taken_up
 from .block_tables import BlockTables
 from .integrity import check_plan, check_sequence
 from .line import Line
@@ -38,12 +39,19 @@ class Scheduler:
         self._line = Line(POLICIES[config.policy](), self._tables)
         self._planner = Planner(config, self._line, self._tables)
         self._out: StepPlan | None = None  # planned, not committed; then everything that runs is in it
+        self._ahead: StepPlan | None = None  # the one after it
+        self._ended = False  # whether a sequence has since the last plan was made
         self._aborted: set[int] = set()  # in the plan that is out
 
     @property
     def running(self) -> abc.Sequence[Sequence]:
         """The sequences that hold a place in the batch, first in line first. Do not keep it over a step."""
         return self._line.running
+
+    @property
+    def out(self) -> StepPlan | None:
+        """The plan that is neither committed nor rolled back."""
+        return self._out
 
     def decoding(self) -> list[Sequence]:
         """The running sequences that lack only their last token: those that drafts can help."""
@@ -95,7 +103,36 @@ class Scheduler:
         """
         assert self._out is None, "the plan before is neither committed nor rolled back"
         self._out = self._planner.plan(drafts)
+        self._ended = False
         return self._out
+
+    def plan_ahead(self) -> StepPlan | None:
+        """The step after the one that is out; None when it has to wait for what that gives.
+
+        Once the one that is out is committed, this is it, without the sequences that have ended: see ``out``.
+        Its tokens are −1 − r, the token that row r of the step before gives.
+        """
+        assert self._out is not None and self._ahead is None, "only the step after the one that is out"
+        if not self._would_admit():
+            self._ahead = plan_ahead(self._out, self._tables)
+        return self._ahead
+
+    def drop_ahead(self) -> None:
+        """Forget the step that was planned ahead: it could not be run."""
+        if self._ahead is not None:
+            for step in self._ahead.steps:
+                self._tables.trim(step.sequence, step.begin)
+        self._ahead = None
+
+    def _would_admit(self) -> bool:
+        """Whether a plan made now might let somebody in."""
+        waiting, running = self._line.waiting, self._line.running
+        if not waiting:
+            return False
+        if waiting[0].order < running[-1].order:
+            return True
+        full = len(running) >= self.config.max_running
+        return not full and (self._ended or not self._planner.refused(waiting[0]))
 
     def commit(self, plan: StepPlan, outcomes: abc.Sequence[Outcome]) -> None:
         """Enter what a step gave: one outcome for each of ``plan.steps``, in their order.
@@ -115,15 +152,19 @@ class Scheduler:
             if step.sequence.id in self._aborted or self._enter(step, outcome)
         ]
         self._end(ended)
+        if self._ahead is not None:
+            self._out, self._ahead = taken_up(self._ahead), None
 
     def rollback(self, plan: StepPlan) -> None:
         """Undo a plan whose step failed: every sequence is as it was before, without the plan's blocks.
+
+        A step that was planned ahead of it is forgotten.
 
         Who was admitted or preempted by it stays so. Afterwards the sequences can be aborted or planned
         again; aborts that came during the step are carried out.
         """
         assert plan is self._out, "this plan is not the one that is out"
-        self._out = None
+        self._out = self._ahead = None
         for step in plan.steps:
             self._tables.trim(step.sequence)
         self._end([step.sequence for step in plan.steps if step.sequence.id in self._aborted])
@@ -163,11 +204,12 @@ class Scheduler:
         line.check_integrity()
         assert len(line.running) <= self.config.max_running, f"{len(line.running)} run"
         steps = {step.sequence.id: step for step in self._out.steps} if self._out else {}
+        ahead = {step.sequence.id: step for step in self._ahead.steps} if self._ahead else {}
         assert self._aborted <= steps.keys(), f"{self._aborted = } outside the plan"
         if self._out:
             check_plan(self._out, line.running, self.config)
         for sequence in line.unfinished.values():
-            check_sequence(sequence, steps.get(sequence.id), self.config)
+            check_sequence(sequence, steps.get(sequence.id), self.config, ahead.get(sequence.id))
         self._tables.cache.check_integrity(line.running)
 
     def _enter(self, step: SequenceStep, outcome: Outcome) -> bool:
@@ -185,6 +227,7 @@ class Scheduler:
         return outcome.finished or (step.samples and len(sequence.tokens) >= sequence.max_len)
 
     def _end(self, ended: list[Sequence]) -> None:
+        self._ended = self._ended or bool(ended)
         for sequence in ended:
             self._line.leave(sequence)
         self._aborted.clear()

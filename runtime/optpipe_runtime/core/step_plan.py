@@ -19,7 +19,8 @@ class SequenceStep(NamedTuple):
     Attributes:
         sequence: whose blocks have a slot for each of ``tokens``.
         begin: the position of the first of ``tokens``; everything before it is in the cache.
-        tokens: what runs, at positions ``begin``, ``begin + 1``, …
+        tokens: what runs, at positions ``begin``, ``begin + 1``, … In a plan made ahead −1 − r stands for the
+            token that row r of the step before gives.
         drafts: how many of ``tokens``, at their end, are guesses.
         rows: of how many of ``tokens``, at their end, the logits are wanted. 0: a chunk inside the prompt;
             1 + drafts: to sample from; more where the sequence wants ``prompt_rows``, and then the first of

@@ -2,6 +2,11 @@
 
 One turn:  inbox → time limits → drafts → plan → step → tokens, text, ends → commit → wake the readers
 
+Where the executor feeds a step with the tokens of the one before, the next step is under way before this
+one's tokens are looked at: the device does not wait for the host. Then a turn is
+
+           inbox → time limits → submit the step after the one under way → this one's tokens, …
+
 A step that raises fails the requests that had a part in it and nobody else. A defect of the engine itself
 fails everything that is open; the thread goes on.
 """
@@ -25,7 +30,7 @@ from .delivery import Mailbox, Outbox
 from .gate import Gate
 from .outputs import FinishReason
 from .request import Choice, Gain, Request
-from .runner import Runner
+from .runner import Flight, Runner
 from .stats import Counters, EngineStats, Health
 
 log = logging.getLogger("optpipe.engine")
@@ -60,6 +65,7 @@ class Loop:
         self._choices: dict[int, Choice] = {}  # those that the scheduler has, by sequence id
         self._deadlines = Deadlines()
         self._out: StepPlan | None = None  # planned, neither committed nor rolled back
+        self._flight: Flight | None = None  # of that plan, where it was submitted a turn early
         self._progress = time.monotonic()
         self._failures = 0  # steps, in a row
         self._reason: str | None = None  # what is wrong
@@ -168,16 +174,21 @@ class Loop:
         if not self._choices:
             return
         begun = time.perf_counter()
-        plan = self._plan()
+        flight, self._flight = self._flight, None
+        plan = self._plan() if flight is None else flight.plan
         submitted = time.perf_counter()
         try:
-            sampled = self._runner.run(plan, self._choices)
+            flight = flight or self._runner.start(plan, self._choices)
+            following = self._follow(flight)
+            sampled = self._runner.finish(flight, self._choices)
         except Exception as error:  # the executor's: it may raise anything
             self._step_failed(plan, error)
             return
         outcomes, ends, failed = self._extend(plan, sampled)
         self._scheduler.commit(plan, outcomes)
-        self._out = None
+        self._out = self._scheduler.out
+        if following is not None and self._out is not None:
+            self._flight = following.narrowed(self._out)
         seconds = time.perf_counter() - begun
         if self._speculator is not None:
             self._speculator.observe(plan, outcomes, time.perf_counter() - submitted)
@@ -189,6 +200,20 @@ class Loop:
             self._end(choice, gain.reason or "stop", stop=gain.stop, error=gain.error)
         for choice in failed:
             self._drop([choice.request], "error", choice.failure)
+
+    def _follow(self, flight: Flight) -> Flight | None:
+        """Submit the step after the one under way, where that can be said before its tokens are known."""
+        if self._speculator is not None or not flight.greedy or not self._runner.feeds_tokens:
+            return None
+        ahead = self._scheduler.plan_ahead()
+        if ahead is None:
+            return None
+        try:
+            return self._runner.start(ahead, self._choices, after=flight)
+        except Exception:  # nothing is lost but time: the step is planned again when its turn comes
+            log.exception("a step could not be submitted early")
+            self._scheduler.drop_ahead()
+            return None
 
     def _plan(self) -> StepPlan:
         # A plan may be empty when all that runs made way for a sequence that comes before it.
@@ -306,7 +331,7 @@ class Loop:
         """End every open choice of some requests, wherever it is, between two steps or instead of one."""
         if self._out is not None:
             self._scheduler.rollback(self._out)
-            self._out = None
+            self._out = self._flight = None
         ends = [choice for request in requests for choice in request.choices if choice.open]
         for choice in ends:
             self._scheduler.abort(choice.sequence.id)

@@ -1,20 +1,46 @@
-"""One step of the executor: the plan's arrays in, sampled tokens out."""
+"""One step of the executor: the plan's arrays in, sampled tokens out; the next one meanwhile, if it can."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optpipe.errors import KernelError, OptpipeError
-from optpipe.targets.protocol import Executor, StepResult
+from optpipe.targets.protocol import Executor, StepHandle, StepResult, feeds_tokens
 
 from ..core import StepPlan
 from ..sampling import Group, Sampled, Sampler
 from .batch import Batch
 from .request import Choice
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step under way.
+
+    Attributes:
+        plan: what of it is still wanted.
+        handle: the executor's.
+        rows: of the step as it was submitted.
+        greedy: each row's most likely token is the one that is sampled.
+        taken: the rows of ``plan``; None for all.
+    """
+
+    plan: StepPlan
+    handle: StepHandle
+    rows: int
+    greedy: bool
+    taken: tuple[int, ...] | None = None
+
+    def narrowed(self, plan: StepPlan) -> Flight:
+        """Without the sequences that are not in ``plan``; a step with a row a sequence."""
+        wanted = {step.sequence.id for step in plan.steps}
+        rows = [row for row, step in enumerate(self.plan.steps) if step.sequence.id in wanted]
+        return Flight(plan, self.handle, self.rows, self.greedy, tuple(rows))
 
 
 class Runner:
@@ -31,14 +57,40 @@ class Runner:
         self._sampler = sampler
         self._batch = batch
 
-    def run(self, plan: StepPlan, choices: Mapping[int, Choice]) -> list[Sampled]:
-        """Compute a step and sample from it; prompt log-probabilities go to their requests.
+    @property
+    def feeds_tokens(self) -> bool:
+        """Whether a step can be submitted before the tokens of the one before it are known."""
+        return feeds_tokens(self._executor)
 
-        A choice whose prompt cannot be scored has its ``failure`` set; the step goes on.
+    def start(self, plan: StepPlan, choices: Mapping[int, Choice], *, after: Flight | None = None) -> Flight:
+        """Submit a step.
 
         Args:
             plan: with choices for all its sequences.
             choices: by sequence id.
+            after: the step whose tokens this one takes, where it was planned ahead.
+
+        Raises:
+            Exception: whatever the executor raises; no state has changed then.
+        """
+        sampled = [step for step in plan.steps if step.samples]
+        greedy = plan.num_rows == sum(1 + step.drafts for step in sampled) and not any(
+            choices[step.sequence.id].state.needs_logits for step in sampled
+        )
+        inputs = self._batch.build(plan)
+        if after is not None and after.taken is not None:  # rows of the plan, and those of the executor
+            rows = np.asarray(after.taken)[-1 - inputs.token_ids]
+            inputs = replace(inputs, token_ids=-1 - rows)
+        handle = self._executor.submit(inputs, logits=not greedy)
+        return Flight(plan, handle, plan.num_rows, greedy)
+
+    def finish(self, flight: Flight, choices: Mapping[int, Choice]) -> list[Sampled]:
+        """Wait for a step and sample from it; prompt log-probabilities go to their requests.
+
+        A choice whose prompt cannot be scored has its ``failure`` set; the step goes on.
+
+        Args:
+            choices: by sequence id, for all sequences of the flight's plan.
 
         Returns:
             one for each step of the plan that ``samples``, in order.
@@ -46,22 +98,22 @@ class Runner:
         Raises:
             Exception: whatever the executor raises; no state has changed then.
         """
-        groups: list[Group] = []
-        sampled_rows = 0
-        greedy = True
-        for step in plan.steps:
-            if step.samples:
-                state = choices[step.sequence.id].state
-                greedy = greedy and not state.needs_logits
-                groups.append(Group(state, step.tokens[-step.drafts :] if step.drafts else ()))
-                sampled_rows += 1 + step.drafts
-        scores = plan.num_rows > sampled_rows
-        result = self._executor.submit(self._batch.build(plan), logits=scores or not greedy).result()
-        if scores:
-            return self._sample_some(plan, choices, groups, _logits(result, plan.num_rows))
-        if greedy:
-            return self._sampler.sample_greedy(_ids(result, plan.num_rows), groups)
-        return self._sampler.sample(_logits(result, plan.num_rows), groups)
+        plan = flight.plan
+        groups = [
+            Group(choices[step.sequence.id].state, step.tokens[-step.drafts :] if step.drafts else ())
+            for step in plan.steps
+            if step.samples
+        ]
+        result = flight.handle.result()
+        if flight.greedy:
+            ids = _ids(result, flight.rows)
+            return self._sampler.sample_greedy(
+                ids if flight.taken is None else ids[list(flight.taken)], groups
+            )
+        logits = _logits(result, flight.rows)
+        if plan.num_rows > sum(1 + len(group.drafts) for group in groups):
+            return self._sample_some(plan, choices, groups, logits)
+        return self._sampler.sample(logits, groups)
 
     def _sample_some(
         self,
