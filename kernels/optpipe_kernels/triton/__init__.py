@@ -1,8 +1,8 @@
 """The dialect's operations as Triton kernels.
 
 One op a file: the device kernel, a pure function from tensors to launches, ``shipped(key)`` with the
-launches that real models make on a chip (``sm_80``, ``sm_90``, ``sm_100``), and the public op. Tensors may lie on a GPU, on the CPU (the launches are
-then interpreted) or on ``meta`` (they are then only compiled).
+launches that real models make on a chip (``sm_80``, ``sm_90``, ``sm_100``), and the public op. Tensors
+may lie on a GPU, on the CPU (the launches are then interpreted) or on ``meta`` (they only compile).
 
     launch.py      what is launched is what is compiled ahead of time
     interpret.py   launches on CPU tensors, in the process that also compiles

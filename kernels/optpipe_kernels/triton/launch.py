@@ -50,6 +50,7 @@ class Compiled:
         shared: bytes of shared memory a block.
         ptx: the assembly text.
         cubin: the machine code.
+        ttgir: Triton's own representation, which says how tiles lie in threads.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Compiled:
     shared: int
     ptx: str = field(repr=False)
     cubin: bytes = field(repr=False)
+    ttgir: str = field(repr=False)
 
     @cached_property
     def sass(self) -> str:
@@ -135,6 +137,7 @@ class Launch:
         return Compiled(
             self.title, capability, registers, spills, built.metadata.shared,
             ptx=built.asm["ptx"], cubin=built.asm["cubin"],
+            ttgir=str(built.asm["ttgir"]),
         )  # fmt: skip
 
     def _keywords(self) -> dict[str, Any]:

@@ -1,0 +1,52 @@
+"""``Cache``: the paged keys and values of one layer as a kernel writes them, and how they are held."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from optpipe.errors import KernelError
+
+# How cached numbers are held: 0 as they are, 1 int8, 2 the bytes of float8 e4m3.
+KINDS: Final = {torch.int8: 1, torch.float8_e4m3fn: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Where keys and values go; scales only where the caches hold 8 bits.
+
+    Attributes:
+        keys: [P, block, H_kv, D].
+        values: [P, block, H_kv, Dv], of the same dtype.
+        slots: [T] int64 or int32; negative skips the token.
+        k_scales, v_scales: [P, block, H_kv] float32, of equal strides.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    slots: torch.Tensor
+    k_scales: torch.Tensor | None = None
+    v_scales: torch.Tensor | None = None
+
+    @property
+    def kind(self) -> int:
+        """How the cache holds numbers, as the kernels say it."""
+        return KINDS.get(self.keys.dtype, 0)
+
+    def check(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Raise KernelError where k [T, H_kv, D] and v [T, H_kv, Dv] do not fit."""
+        if not k.shape[0] == v.shape[0] == self.slots.shape[0]:
+            raise KernelError(
+                f"kv_write got {k.shape[0]} keys, {v.shape[0]} values and {self.slots.shape[0]} slots"
+            )
+        wrong = k.shape[1:] != self.keys.shape[2:] or v.shape[1:] != self.values.shape[2:]
+        if wrong or self.keys.dtype != self.values.dtype:
+            raise KernelError(
+                f"keys {tuple(k.shape)} and values {tuple(v.shape)} do not fit caches"
+                f" {tuple(self.keys.shape)} of {self.keys.dtype} and {tuple(self.values.shape)} of {self.values.dtype}"
+            )
+        if any((scales is None) == (self.kind > 0) for scales in (self.k_scales, self.v_scales)):
+            need = "needs" if self.kind else "takes no"
+            raise KernelError(f"a cache of {self.keys.dtype} {need} k_scales and v_scales")
