@@ -37,9 +37,17 @@ if TYPE_CHECKING:
 @click.option(
     "--kv-dtype", default=None, help="How the cache stores numbers.  [default: the target's choice]"
 )
-@click.option("--speculation", default="none", help="Who drafts tokens: none, ngram, suffix or draft.")
+@click.option(
+    "--speculation", default="none", help="Who drafts tokens: none, ngram, suffix, draft or layers."
+)
 @click.option(
     "--draft-model", default=None, help="With draft: an artifact of the same vocabulary.  [default: none]"
+)
+@click.option(
+    "--draft-layers",
+    type=int,
+    default=None,
+    help="With layers: how many of the model's first layers draft.  [default: half of them]",
 )
 @click.option(
     "--passes", default=None, help="The pipeline, when MODEL has to be optimized first.  [default: paged]"
@@ -129,6 +137,7 @@ def _open(artifact: Artifact, tokenizer: Tokenizer, prompt: int, options: Mappin
         kv_dtype=options["kv_dtype"],
         speculation=options["speculation"],
         draft_model=options["draft_model"],
+        draft_layers=options["draft_layers"],
         request_timeout=None,
     )
     eos = stop_ids(artifact.path, tokenizer)

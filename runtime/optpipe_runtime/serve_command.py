@@ -76,9 +76,17 @@ def optpipe_commands() -> Iterable[click.Command]:
 @click.option(
     "--prefix-caching/--no-prefix-caching", default=True, help="Find the beginnings of prompts in the cache."
 )
-@click.option("--speculation", default="none", help="Who drafts tokens: none, ngram, suffix or draft.")
+@click.option(
+    "--speculation", default="none", help="Who drafts tokens: none, ngram, suffix, draft or layers."
+)
 @click.option(
     "--draft-model", default=None, help="With draft: an artifact of the same vocabulary.  [default: none]"
+)
+@click.option(
+    "--draft-layers",
+    type=int,
+    default=None,
+    help="With layers: how many of the model's first layers draft.  [default: half of them]",
 )
 @click.option("--kv-memory", default="0.5", help="For the KV cache: 2GiB, 512M, or a share of free memory.")
 @click.option(
@@ -167,6 +175,7 @@ def _open(model: str, options: dict[str, Any]) -> Engine:
         kv_memory=parse_memory(options["kv_memory"]),
         speculation=options["speculation"],
         draft_model=options["draft_model"],
+        draft_layers=options["draft_layers"],
         request_timeout=None,
         stall_timeout=options["stall_after"],
         **engine_settings(options),

@@ -111,6 +111,7 @@ def open_engine(
         watermark=0.0 if blocks is not None else 0.01,
         speculation=options["speculation"],
         draft_model=options["draft_model"],
+        draft_layers=options["draft_layers"],
         request_timeout=None,
     )
     eos = stop_ids(folder, tokenizer)

@@ -88,12 +88,18 @@ def engine() -> Decorator:
             help="Tokens a step; a long prompt is computed in chunks of it.",
         ),
         click.option(
-            "--speculation", default="none", help="Who drafts tokens: none, ngram, suffix or draft."
+            "--speculation", default="none", help="Who drafts tokens: none, ngram, suffix, draft or layers."
         ),
         click.option(
             "--draft-model",
             default=None,
             help="With draft: an artifact of the same vocabulary.  [default: none]",
+        ),
+        click.option(
+            "--draft-layers",
+            type=COUNT,
+            default=None,
+            help="With layers: how many of the model's first layers draft.  [default: half of them]",
         ),
     )
 

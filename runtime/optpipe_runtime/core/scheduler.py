@@ -169,6 +169,20 @@ class Scheduler:
             self._tables.trim(step.sequence)
         self._end([step.sequence for step in plan.steps if step.sequence.id in self._aborted])
 
+    def lend(self, count: int) -> list[int]:
+        """Up to ``count`` blocks that nobody owns, for writing into until they are given back.
+
+        What the prefix cache kept in them is lost. They come back before anything else is asked for.
+        """
+        assert self._out is None, "the plan that is out may be given blocks that were free"
+        blocks = self._tables.pool.allocate(min(count, self._tables.pool.available))
+        assert blocks is not None, f"{count = } is more than there is"
+        return blocks
+
+    def give_back(self, blocks: abc.Iterable[int]) -> None:
+        """End a loan."""
+        self._tables.pool.release(blocks)
+
     def drop_prefix_cache(self) -> None:
         """Forget every cached block; what running sequences own stays theirs."""
         self._tables.cache.clear()

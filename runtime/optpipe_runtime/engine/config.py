@@ -33,8 +33,9 @@ class EngineConfig:
         request_timeout: seconds from arrival after which a request is given up; None never does.
         stall_timeout: seconds without progress, with work to do, after which the engine is unhealthy.
         max_failures: failed steps in a row after which the engine is unhealthy.
-        speculation: the proposer of draft tokens: "none", "ngram", "suffix", "draft".
+        speculation: the proposer of draft tokens: "none", "ngram", "suffix", "draft", "layers".
         draft_model: with "draft": the folder of an artifact of the same vocabulary.
+        draft_layers: with "layers": how many of the model's first layers draft; None takes half of them.
         max_draft_tokens: draft tokens a sequence and step, at most.
         seed: from which requests without a seed get theirs; None takes a random one.
         sampler_threads: threads that share a step's sampling.
@@ -57,6 +58,7 @@ class EngineConfig:
     max_failures: int = 3
     speculation: str = "none"
     draft_model: str | None = None
+    draft_layers: int | None = None
     max_draft_tokens: int = 8
     seed: int | None = None
     sampler_threads: int = 2
@@ -67,7 +69,7 @@ class EngineConfig:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("sampler_threads", "intake_threads", "max_draft_tokens"):
             self._check(name, 1 <= getattr(self, name) <= 64, "from 1 to 64")
-        for name in ("max_context", "num_blocks"):
+        for name in ("max_context", "num_blocks", "draft_layers"):
             self._check(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         threshold = self.long_prefill_token_threshold
         self._check("long_prefill_token_threshold", threshold is None or threshold >= 0, "at least 0")

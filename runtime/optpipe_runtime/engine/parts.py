@@ -101,7 +101,9 @@ def put_together(model: Model, config: EngineConfig) -> Parts:
     memory = plan_memory(executor, config, rows=rows, context=model.context)
     log.info("%s", memory)
     executor.allocate(memory.num_blocks, kv_dtype=memory.kv_dtype)
-    limits = [memory.num_blocks * memory.block_size, model.context, config.max_context]
+    most = executor.cache_spec.sequence_blocks
+    blocks = memory.num_blocks if most is None else min(most, memory.num_blocks)
+    limits = [blocks * memory.block_size, model.context, config.max_context]
     context_length = min(it for it in limits if it is not None)
     sampler = Sampler(executor.vocab_size, threads=config.sampler_threads)
     gate = Gate(config.max_num_seqs, config.max_waiting)
@@ -127,6 +129,7 @@ def _loop(
     scheduling: SchedulerConfig,
     memory: MemoryPlan,
 ) -> Loop:
+    scheduler = Scheduler(scheduling)
     batch = Batch(memory.block_size, config.max_num_seqs, memory.num_blocks)
     speculator = make_speculator(
         config,
@@ -135,9 +138,11 @@ def _loop(
         vocab_size=executor.vocab_size,
         cache_bytes=memory.cache,
         target=model.target,
+        executor=executor,
+        lender=scheduler,
     )
     runner = Runner(executor, sampler, batch)
-    return Loop(Scheduler(scheduling), runner, batch, speculator, gate, config)
+    return Loop(scheduler, runner, batch, speculator, gate, config)
 
 
 def _scheduler_config(config: EngineConfig, memory: MemoryPlan, rows: int) -> SchedulerConfig:

@@ -26,6 +26,7 @@ token for token.
   longer where it is sure. For agents, templates, repeated questions. Requests with different salts never
   learn from each other. 10 to 20 microseconds.
 - ``draft`` (:mod:`.draft`) runs a second model of the same vocabulary, such as the same model at 4 bits.
+- ``layers`` (:mod:`.layers`) runs the first layers of the model itself, in the same cache.
 
 **How many** guesses a sequence gets is decided before each step (:mod:`.controller`) from what is measured:
 the acceptance of guesses, by place and sequence (:mod:`.acceptance`), and the seconds of a step by its number
@@ -41,6 +42,7 @@ the target's arithmetic depends on the batch (``Executor.batch_invariant``); the
 
 from .controller import Controller, FixedController
 from .draft import DraftProposer, check_vocabularies
+from .layers import LayersProposer, Lender
 from .ngram import NgramProposer
 from .proposer import Ask, Proposer
 from .speculator import SpeculationStats, Speculator
@@ -51,6 +53,8 @@ __all__ = [
     "Controller",
     "DraftProposer",
     "FixedController",
+    "LayersProposer",
+    "Lender",
     "NgramProposer",
     "Proposer",
     "SpeculationStats",

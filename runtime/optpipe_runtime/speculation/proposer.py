@@ -23,6 +23,7 @@ class Ask:
         limit: the most drafts that are of use, at least 1.
         prompt_len: how many of the tokens are the prompt.
         salt: requests with different salts must not learn from each other.
+        blocks: of the cache: slots for every token but the last, which are computed; a live list too.
     """
 
     sequence_id: int
@@ -30,6 +31,7 @@ class Ask:
     limit: int
     prompt_len: int = 0
     salt: bytes = b""
+    blocks: Sequence[int] = ()
 
 
 class Proposer(Protocol):
@@ -42,6 +44,7 @@ class Proposer(Protocol):
         name: as the configuration and the metrics spell it.
         cost_unit: what the time of a proposal grows with: ``ask`` (each sequence takes about the same), or
             ``round`` (all sequences together advance by one draft a round, as a model drafts).
+        step_share: optional; what a round takes, as a share of a step, until one was timed.
     """
 
     name: str

@@ -175,7 +175,7 @@ class Speculator:
 
     def _drafts(self, ready: list[TokenSequence], load: int) -> dict[int, list[int]]:
         by_round = self.proposer.cost_unit == "round"
-        unit = median_low(self._unit_seconds) if self._unit_seconds else 0.0
+        unit = median_low(self._unit_seconds) if self._unit_seconds else self._expected_unit(len(ready))
         terms = self.controller.terms(len(ready), load, unit / len(ready) if by_round else unit)
         if by_round and terms is not None:  # every draft costs, not every proposal
             terms = Terms(terms.least + terms.fee, 0.0)
@@ -209,6 +209,11 @@ class Speculator:
             if length
         }
 
+    def _expected_unit(self, sequences: int) -> float:
+        """Seconds of an ask or a round before one was timed; 0 where nothing is known."""
+        share: float = getattr(self.proposer, "step_share", 0.0)
+        return share * (self.controller.cost.seconds(sequences) or 0.0)
+
     def _choose(
         self, ready: list[TokenSequence], terms: Terms | None, may_look: bool
     ) -> tuple[list[tuple[TokenSequence, _State]], list[tuple[TokenSequence, _State]]]:
@@ -240,7 +245,7 @@ class Speculator:
             return []
         begun = self._clock()
         asks = [
-            Ask(sequence.id, sequence.tokens, limit, sequence.prompt_len, sequence.salt)
+            Ask(sequence.id, sequence.tokens, limit, sequence.prompt_len, sequence.salt, sequence.blocks)
             for (sequence, _), limit in zip(pairs, limits, strict=True)
         ]
         found = self.proposer.propose(asks)

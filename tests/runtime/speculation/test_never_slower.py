@@ -77,6 +77,21 @@ def test_where_it_pays_it_is_used(cost, load, rate, least):
     assert speedup(load, cost, rate=RATES[rate], ask_seconds=0.02 * MS) >= least
 
 
+@pytest.mark.parametrize(
+    ("cost", "share", "rate", "least"),
+    [
+        ("flat", 0.1, "0.8", 2.2),  # of 2.47 = 3.95 / 1.6, with 6 drafts
+        ("flat", 0.3, "1", 2.4),  # of 2.65
+        ("flat", 0.5, "1", 1.7),  # of 1.8
+        ("affine", 0.3, "0.8", 1.2),  # of 1.37
+        ("affine", 0.5, "1", 1.5),  # of 1.57
+    ],
+)
+def test_where_rounds_of_the_first_layers_pay_they_are_run(cost, share, rate, least):
+    seconds = share * COSTS[cost](1)
+    assert speedup("1", cost, rate=RATES[rate], ask_seconds=seconds, cost_unit="round") >= least
+
+
 def test_falls_to_zero_when_the_load_rises_and_comes_back():
     phases = [Phase(1, 400), Phase(64, 6400), Phase(1, 400)]
     run = simulate(phases, COSTS["knee"], rate=RATES["0.8"])
