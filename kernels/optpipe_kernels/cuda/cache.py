@@ -1,8 +1,7 @@
 """The paged cache on the device: [P, block, H_kv, D] for every layer, in one of four dtypes.
 
 f16, bf16   as computed
-f8          float8 e4m3, half the bytes
-i8          int8 with a scale a token and head [P, block, H_kv] float32
+f8, i8      float8 e4m3 and int8, with a scale a token and head [P, block, H_kv] float32
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ DTYPES: dict[str, torch.dtype] = {
     "f8": torch.float8_e4m3fn,
     "i8": torch.int8,
 }
+SCALED = ("f8", "i8")
 _SCALE_BYTES = 4
 
 
@@ -31,7 +31,7 @@ class Stored:
 
     Attributes:
         data: [P, block, H_kv, D].
-        scale: [P, block, H_kv] float32, what int8 numbers are multiplied by; None for floats.
+        scale: [P, block, H_kv] float32, what 8-bit numbers are multiplied by; None for wider ones.
     """
 
     data: torch.Tensor
@@ -46,7 +46,7 @@ def kv_dtypes(dtype: torch.dtype) -> tuple[str, ...]:
 def block_bytes(spec: CacheSpec, kv_dtype: str) -> int:
     """Bytes of one block over all layers."""
     total = spec.block_bytes(DTYPES[kv_dtype].itemsize)
-    if kv_dtype == "i8":
+    if kv_dtype in SCALED:
         total += spec.block_size * _SCALE_BYTES * sum(2 * heads for heads, _, _ in spec.layers)
     return total
 
@@ -70,5 +70,5 @@ def _layers(
         for kind, width in (("k_cache", keys), ("v_cache", values)):
             shape = (blocks, spec.block_size, heads)
             data = torch.zeros((*shape, width), dtype=DTYPES[kv_dtype], device=device)
-            scale = torch.zeros(shape, dtype=torch.float32, device=device) if kv_dtype == "i8" else None
+            scale = torch.zeros(shape, dtype=torch.float32, device=device) if kv_dtype in SCALED else None
             yield f"{kind}.{layer}", Stored(data, scale)

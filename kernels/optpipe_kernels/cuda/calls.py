@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,15 +75,21 @@ class Calls:
         self._sizes: dict[str, int] = {}  # text of a symbolic size → its register
         self._output = lowered.output.name
         found = leftovers.segments(lowered.steps, self._output) if compiler is not None else {}
+        self._head = lowered.steps[-1] if _is_head(lowered) else None
         self.calls = self._freed(list(self._bound(lowered.steps, found, compiler)))
+        self._greedy = self._greedy_call()
 
-    def run(self, inputs: Mapping[str, Any], sizes: Mapping[str, int], facts: Facts) -> torch.Tensor:
+    def run(
+        self, inputs: Mapping[str, Any], sizes: Mapping[str, int], facts: Facts, *, greedy: bool = False
+    ) -> torch.Tensor:
         """One step of the model → its logits [R, V].
 
         Args:
             inputs: a tensor for each input and a ``Stored`` for each cache, by name.
             sizes: T, R, B, M, P.
             facts: of the step's attention.
+            greedy: give the most likely token of each row instead, [R] int64, where one kernel does that and
+                the head; else logits all the same.
         """
         registers: list[Any] = [None] * len(self._registers)
         for name, value in inputs.items():
@@ -93,7 +99,8 @@ class Calls:
             registers[at] = evaluate(text, sizes)
         if FACTS in self._registers:
             registers[self._registers[FACTS]] = facts
-        for call in self.calls:
+        last = self.calls[-1] if self._greedy is None or not greedy else self._greedy
+        for call in (*self.calls[:-1], last):
             made = call.run(*[registers[at] for at in call.reads])
             if len(call.writes) == 1:
                 registers[call.writes[0]] = made
@@ -142,18 +149,31 @@ class Calls:
             run = functools.partial(_only, run)
         return Call(run, tuple(reads), writes, (), step.kernel, step.path)
 
+    def _greedy_call(self) -> Call | None:
+        """The last call, giving tokens instead of logits; None where no kernel does that."""
+        if self._head is None:
+            return None
+        run = self._operations.greedy_head(self._constant(self._head.args[1]))
+        if run is None:
+            return None
+        args = [self._argument(arg, []) for arg in self._head.args]
+        return replace(self.calls[-1], run=_filled(run, args, {}), kernel="greedy_head")
+
     def _function(self, step: Step) -> Callable[..., Any]:
         operations = self._operations
+        if step is self._head and isinstance(step.args[1], Dense | Quantized):
+            return operations.head(self._constant(step.args[1]), step.args[1])
         if step.kernel in _VIEWS:
             return lambda x, shape: x.reshape(shape)
         if step.leftover:
             return leftovers.function_of(step, self._device)
         if step.kernel in KERNELS:
             return operations.dialect(step.kernel)
-        if step.kernel == "quant_linear":
+        if isinstance(step.args[1] if len(step.args) > 1 else None, Quantized):
             weight = step.args[1]
             assert isinstance(weight, Quantized), f"{weight = } of a quantized layer"
-            return operations.quant_linear(weight.bits, weight.group)
+            made: Callable[..., Any] = getattr(operations, step.kernel)(weight.bits, weight.group)
+            return made
         if step.kernel == "embedding":
             return operations.embedding
         if step.kernel == "paged_attention":
@@ -199,6 +219,12 @@ class Calls:
             Call(it.run, it.reads, it.writes, tuple(frees.get(place, ())), it.kernel, it.path)
             for place, it in enumerate(calls)
         )
+
+
+def _is_head(lowered: Lowered) -> bool:
+    """Whether the last step is the LM head and its result the logits."""
+    last = lowered.steps[-1]
+    return last.kernel in ("linear", "quant_linear") and last.results == (lowered.output,)
 
 
 def _gives_list(step: Step) -> bool:

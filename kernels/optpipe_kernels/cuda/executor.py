@@ -120,7 +120,7 @@ class CudaExecutor:
     @property
     def batch_invariant(self) -> bool:
         """See ``Executor.batch_invariant``."""
-        return self.operations.invariant
+        return self.operations.invariant(self.lowered.steps)
 
     @property
     def cache_spec(self) -> CacheSpec:
@@ -265,15 +265,18 @@ class CudaExecutor:
         inputs = staged.inputs
         if feeds:
             inputs = {**inputs, "input_ids": fed_tokens(inputs["input_ids"], self._sampled)}
-        found = self._model(staged._replace(inputs=inputs), self._cache, self._blocks)
-        rows = self.operations.logits(found) if logits else found
-        ids = self.operations.greedy(rows)
+        found = self._model(staged._replace(inputs=inputs), self._cache, self._blocks, greedy=not logits)
+        rows = self.operations.logits(found) if logits else None
+        ids = found if found.dim() == 1 else self.operations.greedy(found)
         kept = min(staged.shape.rows, FED_ROWS)
         self._sampled[:kept].copy_(ids[:kept])
-        return Given(ids, rows if logits else None)
+        return Given(ids, rows)
 
-    def _model(self, staged: Staged, kept: Mapping[str, cache.Stored], blocks: int) -> torch.Tensor:
-        return self.calls.run({**staged.inputs, **kept}, staged.shape.sizes(blocks), staged.facts)
+    def _model(
+        self, staged: Staged, kept: Mapping[str, cache.Stored], blocks: int, *, greedy: bool = False
+    ) -> torch.Tensor:
+        inputs = {**staged.inputs, **kept}
+        return self.calls.run(inputs, staged.shape.sizes(blocks), staged.facts, greedy=greedy)
 
 
 def _on_device(

@@ -4,6 +4,7 @@ linear + bias added after it          → linear with a bias
 q, k, v of one x; gate and up of one  → one product with the weights one below the other, whose results
                                         are windows of one buffer
 rope(q), rope(k), kv_write            → rope_kv_write
+gated_act of quantized gate and up    → quant_gate_up
 everything else                       → as it is; ATen operations are left to torch
 """
 
@@ -35,7 +36,7 @@ def lower(program: Program) -> Lowered:
     program = _with_biases(program)
     wide = _from_positions(program)
     steps = list(_steps(program, wide))
-    steps = _turn_and_write(steps)
+    steps = _gate_up(_turn_and_write(steps))
     output = program.outputs[0]
     names = [each.value.name for each in program.inputs]
     if "logit_rows" not in names:
@@ -233,6 +234,31 @@ def _weights(arg: Arg, wide: bool) -> Operand | tuple[Operand, ...]:
     if isinstance(arg, WeightRef):
         return Plain(arg.name, wide)
     return tuple(_weights(item, wide) for item in arg) if isinstance(arg, tuple) else arg  # type: ignore[misc]
+
+
+def _gate_up(steps: list[Step]) -> list[Step]:
+    """Put the gated activation into the quantized product that nobody else reads."""
+    readers = Counter(name for step in steps for name in step.reads())
+    makers = {value.name: step for step in steps for value in step.results}
+    taken: dict[int, Step] = {}
+    gone: set[int] = set()
+    for step in steps:
+        if step.kernel != "gated_act" or not isinstance(step.args[0], Value):
+            continue
+        product = makers.get(step.args[0].name)
+        if product is None or product.kernel != "quant_linear" or step.args[:2] != product.results:
+            continue
+        if all(readers[value.name] == 1 for value in product.results) and _halves(product):
+            taken[id(product)] = replace(
+                product, kernel="quant_gate_up", kwargs=step.kwargs, results=step.results, windows=()
+            )
+            gone.add(id(step))
+    return [taken.get(id(step), step) for step in steps if id(step) not in gone]
+
+
+def _halves(product: Step) -> bool:
+    (first, middle), (again, end) = product.windows
+    return first == 0 and middle == again and end == 2 * middle
 
 
 def _turn_and_write(steps: list[Step]) -> list[Step]:

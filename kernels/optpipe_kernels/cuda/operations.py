@@ -7,10 +7,11 @@ should. ``Operations.on_bodies`` says what is left to bodies, for the report.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from optpipe.errors import KernelError
 
 from .attention import Layer, Lists
 from .cache import Stored, kv_dtypes
+from .recipes import Quantized, Recipe
+from .steps import Step
 
 KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "add_rms_norm": ("rms_norm", (0, 1)),
@@ -27,12 +30,42 @@ KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
     "gather_rows": ("gather_rows", ()),
     "layer_norm": ("layer_norm", (0,)),
     "moe": ("experts", (0,)),
-    "quant_embedding": ("quant_embedding", ()),
     "quant_moe": ("experts", (0,)),
     "rms_norm": ("rms_norm", (0,)),
     "rope": ("rope", (0,)),
 }
 """Operations that take the dialect's operands: the file of the kernel, and the operands that are cast."""
+
+
+_ROW_MIXERS = frozenset({"paged_attention", "quant_linear", "moe", "quant_moe"})
+
+
+def _mixes(step: Step) -> bool:
+    """Whether a leftover may sum in an order that depends on the number of rows."""
+    return step.leftover and step.kernel.split(".")[1] in (
+        "linear",
+        "addmm",
+        "mm",
+        "bmm",
+        "matmul",
+        "_grouped_mm",
+    )
+
+
+def _wide_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Logits in float32 of 16-bit operands, by cuBLAS."""
+    out = torch.mm(x, weight.T, out_dtype=torch.float32) if x.dtype.itemsize == 2 else F.linear(x, weight)
+    return out if bias is None else out + bias
+
+
+def _quant_logits(
+    launches: Callable[..., Any], invariant: bool, x: torch.Tensor, weight: Any, bias: torch.Tensor | None
+) -> torch.Tensor:
+    out = torch.empty(x.shape[0], weight.rows, dtype=torch.float32, device=x.device)
+    if out.numel():
+        for launch in launches(x.contiguous(), weight, out, bias, batch_invariant=invariant):
+            launch.run()
+    return out
 
 
 class Operations:
@@ -75,7 +108,7 @@ class Operations:
         def run(*args: Any, **kwargs: Any) -> Any:
             given = list(args)
             for at in casts:
-                if given[at].dtype is not dtype:
+                if given[at] is not None and given[at].dtype is not dtype:
                     given[at] = given[at].to(dtype)
             return function(*given, **kwargs)
 
@@ -87,7 +120,28 @@ class Operations:
 
     def linear(self) -> Callable[..., torch.Tensor]:
         """``(x [..., K], weight [N, K], bias [N]?) → [..., N]``."""
-        return self._cast(F.linear, (0,))
+        return self._cast(self._invariant_linear() or F.linear, (0,))
+
+    def _invariant_linear(self) -> Callable[..., torch.Tensor] | None:
+        """A linear layer whose rows do not depend on each other; None where none is wanted, or there."""
+        return self._kernel("dense_linear", "dense_linear") if self.batch_invariant else None
+
+    def head(self, weight: Any, recipe: Recipe) -> Callable[..., torch.Tensor]:
+        """``(x [R, K], weight, bias?) → logits [R, V]``, in float32 where nothing need round them."""
+        if isinstance(recipe, Quantized):
+            launches = self._kernel("quant_linear", "launches")
+            if launches is None or isinstance(weight, tuple):
+                return self.quant_linear(recipe.bits, recipe.group)
+            return self._cast(functools.partial(_quant_logits, launches, self.batch_invariant), (0,))
+        dense = self._invariant_linear()
+        if dense is not None:
+            return self._cast(functools.partial(dense, dtype=torch.float32), (0,))
+        return self._cast(_wide_product if weight.is_cuda else F.linear, (0,))
+
+    def greedy_head(self, weight: Any) -> Callable[..., torch.Tensor] | None:
+        """``(x [R, K], weight, bias?) → each row's most likely token``, where one kernel does both."""
+        kernel = self._kernel("greedy_head", "greedy_head")
+        return None if kernel is None or isinstance(weight, tuple) else self._cast(kernel, (0,))
 
     def packed(
         self,
@@ -97,41 +151,82 @@ class Operations:
         bits: int,
         group: int,
     ) -> Any:
-        """A quantized matrix as ``quant_linear`` wants it, from how the artifact stores it."""
+        """A quantized matrix as ``quant_linear`` wants it: repacked, or as it is where the kernels cannot."""
+        repack = self._kernel("packing", "repack")
+        if repack is not None:
+            with contextlib.suppress(KernelError):
+                return repack(packed, scale, minimum, bits=bits, group=group, dtype=self.dtype)
+        self.on_bodies.add("quant_linear")
         return (packed, scale, minimum)
 
     def quant_linear(self, bits: int, group: int) -> Callable[..., torch.Tensor]:
         """``(x [..., K], weight as ``packed`` gives it, bias?) → [..., N]``."""
-        self.on_bodies.add("quant_linear")
         body = functools.partial(OPS["quant_linear"].body, bits=bits, group=group)
-        return self._cast(lambda x, grid, bias: body(x, *grid, bias), (0,))
+        kernel, invariant = self._kernel("quant_linear", "quant_linear"), self.batch_invariant
+
+        def run(x: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
+            if kernel is None or isinstance(weight, tuple):
+                return cast("torch.Tensor", body(x, *weight, bias))
+            return cast("torch.Tensor", kernel(x, weight, bias, batch_invariant=invariant))
+
+        return self._cast(run, (0,))
+
+    def quant_gate_up(self, bits: int, group: int) -> Callable[..., torch.Tensor]:
+        """``(x, weight of gate and up, bias?; kind) → act(gate) · up``."""
+        whole, gated = self.quant_linear(bits, group), self.dialect("gated_act")
+        kernel, invariant = self._kernel("quant_linear", "quant_gate_up"), self.batch_invariant
+
+        def run(x: torch.Tensor, weight: Any, bias: torch.Tensor | None, *, kind: str) -> torch.Tensor:
+            if kernel is None or isinstance(weight, tuple):
+                gate, up = whole(x, weight, bias).chunk(2, -1)
+                return cast("torch.Tensor", gated(gate, up, kind=kind))
+            return cast("torch.Tensor", kernel(x, weight, bias, kind=kind, batch_invariant=invariant))
+
+        return self._cast(run, (0,))
 
     def quant_embedding(self) -> Callable[..., torch.Tensor]:
         """``(ids [T], grid as it is stored; bits, group) → [T, K]`` in the compute dtype."""
-        function = self.dialect("quant_embedding")
-        return lambda ids, grid, **kwargs: function(ids, *grid, **kwargs).to(self.dtype)
+        kernel, dtype = self._kernel("quant_embedding", "quant_embedding"), self.dtype
+        if kernel is None:
+            self.on_bodies.add("quant_embedding")
+            body = OPS["quant_embedding"].body
+            return lambda ids, grid, **kwargs: body(ids, *grid, **kwargs).to(dtype)
+        return lambda ids, grid, **kwargs: kernel(ids, *grid, dtype=dtype, **kwargs)
 
     def kv_write(self) -> Callable[..., None]:
         """``(k, v, k_cache, v_cache, slots)``: this step's keys and values into their slots."""
-        self.on_bodies.add("kv_write")
-        body = OPS["kv_write"].body
+        kernel, body = self._kernel("rope_kv_write", "kv_write"), OPS["kv_write"].body
+        if kernel is None:
+            self.on_bodies.add("kv_write")
 
         def run(k: Any, v: Any, keys: Stored, values: Stored, slots: Any) -> None:
-            body(k, v, keys.data, values.data, slots)
+            if kernel is None:
+                body(k, v, keys.data, values.data, slots)
+            else:
+                kernel(k, v, keys.data, values.data, slots, k_scales=keys.scale, v_scales=values.scale)
 
         return self._cast(run, (0, 1))
 
     def rope_kv_write(self) -> Callable[..., torch.Tensor | None]:
         """``(q?, k, v, cos, sin, k_cache, v_cache, slots; interleaved) → the turned q``."""
+        kernel, cache = (self._kernel("rope_kv_write", name) for name in ("rope_kv_write", "Cache"))
         rope, write = self.dialect("rope"), self.kv_write()
+
+        def apart(
+            q: Any, k: Any, v: Any, cos: Any, sin: Any, keys: Any, values: Any, slots: Any, **kwargs: Any
+        ) -> torch.Tensor | None:
+            write(rope(k, cos, sin, **kwargs), v, keys, values, slots)
+            return None if q is None else cast("torch.Tensor", rope(q, cos, sin, **kwargs))
 
         def run(
             q: Any, k: Any, v: Any, cos: Any, sin: Any, keys: Any, values: Any, slots: Any, **kwargs: Any
         ) -> torch.Tensor | None:
-            write(rope(k, cos, sin, **kwargs), v, keys, values, slots)
-            return None if q is None else rope(q, cos, sin, **kwargs)
+            if q is None or kernel is None or cache is None:
+                return apart(q, k, v, cos, sin, keys, values, slots, **kwargs)
+            into = cache(keys.data, values.data, slots, keys.scale, values.scale)
+            return cast("torch.Tensor", kernel(q, k, v, cos, sin, into, **kwargs))
 
-        return run
+        return self._cast(run, (0, 1, 2))
 
     def paged_attention(self, layer: Layer) -> Callable[..., torch.Tensor]:
         """``(facts, q, …)``: the dialect's operands behind the lists of ``attention``."""
@@ -172,9 +267,13 @@ class Operations:
     def kv_dtypes(self) -> tuple[str, ...]:
         """How the cache can store numbers; the first is the default."""
         names = kv_dtypes(self.dtype)
-        return names[:1]
+        whole = self._kernel("rope_kv_write", "kv_write") and self._kernel(
+            "paged_attention", "paged_attention"
+        )
+        return names if whole else names[:1]
 
-    @property
-    def invariant(self) -> bool:
-        """Whether a row's bits are the same whatever else is in the step."""
-        return False
+    def invariant(self, steps: Iterable[Step]) -> bool:
+        """Whether a row's bits are the same whatever else is in a step that is made of these."""
+        if not (self.batch_invariant and self.triton) or self.on_bodies & _ROW_MIXERS:
+            return False
+        return self._invariant_linear() is not None and not any(_mixes(step) for step in steps)
