@@ -165,17 +165,25 @@ class Caches:
 
     def _read(self, raw, keys, slots):
         block, heads, width, deep = self.shape
-        rows, size = -(-block // 16) * 16, width if keys else deep
-        columns = size if keys else -(-size // 16) * 16
+        rows, size, whole = -(-block // 16) * 16, width if keys else deep, self.dtype == "i8"
+        columns = -(-size // 4) * 4 if whole and keys else size if keys else -(-size // 16) * 16
         each, item = cache_bytes(block, heads, size, self.dtype, keys=keys), np.dtype(_ITEMS[self.dtype])
-        head = rows * columns * item.itemsize + (rows * 4 if self.dtype == "i8" else 0)
+        head = rows * columns * item.itemsize + (rows * 4 if whole else 0)
         found = np.empty((len(slots), heads, size), np.float32)
         for n, slot in enumerate(slots):
             for h in range(heads):
                 begin = slot // block * each + h * head
                 numbers = raw[begin : begin + rows * columns * item.itemsize].view(item)
-                table = numbers.reshape((columns, rows) if keys else (rows, columns))
-                row = (table[:, slot % block] if keys else table[slot % block])[:size]
+                if whole:  # four channels of a key, or four slots of a value, lie together; 128 is added
+                    numbers = (numbers.view(np.uint8) ^ 128).view(np.int8)
+                    quads = (
+                        numbers.reshape(columns // 4, rows, 4) if keys else numbers.reshape(-1, columns, 4)
+                    )
+                    flat = quads.swapaxes(1, 2).reshape((columns, rows) if keys else (rows, columns))
+                    row = (flat[:, slot % block] if keys else flat[slot % block])[:size]
+                else:
+                    table = numbers.reshape((columns, rows) if keys else (rows, columns))
+                    row = (table[:, slot % block] if keys else table[slot % block])[:size]
                 if self.dtype == "bf16":
                     row = (row.astype(np.uint32) << 16).view(np.float32)
                 scales = raw[begin + rows * columns * item.itemsize : begin + head].view(np.float32)
@@ -195,37 +203,3 @@ class Caches:
 def caches():
     """(blocks, block, heads, width, value width, dtype) → the caches of a layer."""
     return Caches
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """(tiny model, passes, dtype) → its artifact's folder, made once; packed weights lie beside them."""
-    import torch
-
-    import optpipe
-    from optpipe.sources.source import ModelSource
-    from optpipe.testing import tiny_model, weights_of
-
-    home, made = tmp_path_factory.mktemp("tiny"), {}
-
-    def make(name, passes="paged", dtype="float32"):
-        if (name, passes, dtype) not in made:
-            model = tiny_model(name).to(getattr(torch, dtype))
-            weights = weights_of(model)
-            source = ModelSource(
-                config=model.config.to_dict(),
-                weights=weights,
-                files={},
-                description=name,
-                identity={"kind": "tiny"},
-                bytes=weights.nbytes,
-                dtype={"float32": "f32", "bfloat16": "bf16"}[dtype],
-            )
-            folder = home / f"{name}-{len(made)}"
-            optpipe.optimize(source, passes=passes, output=folder, verify=False)
-            made[name, passes, dtype] = folder
-        return made[name, passes, dtype]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPTPIPE_CACHE", str(home / "cache"))
-        yield make

@@ -6,7 +6,7 @@ from optpipe.dialect.attention import attention
 from optpipe.errors import KernelError
 from optpipe.testing import tolerance
 
-SPAN = 512  # keys that one thread joins at once, as paged_attention.h has it
+SPAN = 256  # keys that one thread joins at once, as attention_units.h has it
 HEADS = [(9, 3, 64, 64), (4, 1, 80, 16), (6, 6, 12, 12), (2, 1, 7, 5)]  # H, H_kv, D, Dv
 OPTIONS = [
     {}, {"window": 1}, {"window": 7}, {"chunk": 64}, {"softcap": 3.0}, {"sinks": True}, {"alibi": True},

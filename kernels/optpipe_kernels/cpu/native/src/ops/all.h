@@ -22,6 +22,10 @@
 #include "ops/gated_act.h"
 #include "ops/rope.h"
 #include "ops/kv_cache.h"
+#include "ops/attention_units.h"
+#include "ops/attention_softmax.h"
+#include "ops/attention_float.h"
+#include "ops/attention_int8.h"
 #include "ops/paged_attention.h"
 #include "ops/moe.h"
 

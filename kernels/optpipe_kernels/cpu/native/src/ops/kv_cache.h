@@ -2,11 +2,13 @@
  *
  * An operand says [P, block, H, D]. Let S = block and E = D, rounded up to 16. A block holds, head by head,
  *
- *     keys     [D][S]     a token's key is a column: 16 tokens' scores are one vector
- *     values   [S][E]     a token's value is a row
- *     scales   [S] f32    of 8-bit caches, one a token
+ *     float32, bfloat16     keys    [D][S]           a token's key is a column: 16 tokens' scores are one vector
+ *                           values  [S][E]           a token's value is a row
+ *     int8                  keys    [⌈D/4⌉][S][4]    four channels of a token, or four tokens of a channel, lie together
+ *                           values  [S/4][E][4]      for dot products of bytes
+ *                           scales  [S] f32          one a token
  *
- * in float32, bfloat16 or int8 (a token and head's numbers ÷ their largest / 127).
+ * int8: a token and head's numbers ÷ their largest / 127, and 128 added, so that a byte has no sign (vec/dot.h).
  *
  * kv_write(k, v, slots, k_cache, v_cache)
  * rope_kv_write(q?, k, v, cos, sin, slots, q_out?, k_cache, v_cache) | interleaved
@@ -24,7 +26,9 @@ struct Cache {
 
     /* One head of one block. */
     OPTPIPE_INLINE char *head(int64_t at, int64_t h) const { return data + at * block_bytes + h * head_bytes; }
-    OPTPIPE_INLINE float *scales(char *head) const { return (float *)(head + (keys ? width : columns) * slots * item); }
+    /* Channels that a slot takes. */
+    OPTPIPE_INLINE int64_t rows() const { return !keys ? columns : dtype == OPTPIPE_I8 ? round_up(width, 4) : width; }
+    OPTPIPE_INLINE float *scales(char *head) const { return (float *)(head + rows() * slots * item); }
 };
 
 static OPTPIPE_INLINE Cache cache_of(const Call &c, int k, bool keys) {
@@ -39,7 +43,7 @@ static OPTPIPE_INLINE Cache cache_of(const Call &c, int k, bool keys) {
     it.columns = round_up(it.width, 16);
     it.item = item_bytes(it.dtype);
     it.keys = keys;
-    it.head_bytes = it.slots * (keys ? it.width : it.columns) * it.item + (it.dtype == OPTPIPE_I8 ? it.slots * 4 : 0);
+    it.head_bytes = it.slots * it.rows() * it.item + (it.dtype == OPTPIPE_I8 ? it.slots * 4 : 0);
     it.block_bytes = round_up(it.head_bytes * it.heads, 64);
     return it;
 }
@@ -52,41 +56,47 @@ static const char *check_cache(const Call &c, int k) {
     return nullptr;
 }
 
-/* n numbers of one token and head to places `step` apart; the scale of 8-bit ones. */
-static OPTPIPE_INLINE float put_numbers(const float *x, int64_t n, char *to, int32_t dtype, int64_t step) {
-    if (dtype == OPTPIPE_F32) {
+/* n floats to places `step` apart. */
+static OPTPIPE_INLINE void put_floats(const float *x, int64_t n, char *to, int32_t dtype, int64_t step) {
+    if (dtype == OPTPIPE_F32)
         for (int64_t d = 0; d < n; ++d) ((float *)to)[d * step] = x[d];
-    } else if (dtype == OPTPIPE_BF16) {
+    else
         for (int64_t d = 0; d < n; ++d) store_bf16_n((uint16_t *)to + d * step, set1(x[d]), 1);
-    } else {
-        V top = zero(), odd = zero();
-        for (int64_t d = 0; d < n; d += W) {
-            const V it = load_n(x + d, n - d);
-            top = vmax(top, vabs(it));
-            odd = odd + (it - it);
-        }
-        const float most_of_all = largest(top), inverse = most_of_all > 0.0f ? 127.0f / most_of_all : 0.0f;
-        int8_t codes[W];
-        for (int64_t d = 0; d < n; d += W) {
-            store_i8(codes, load_n(x + d, n - d) * set1(inverse));
-            for (int64_t k = 0; k < least(W, n - d); ++k) ((int8_t *)to)[(d + k) * step] = codes[k];
-        }
-        return most_of_all * (1.0f / 127.0f) + sum(odd);
+}
+
+/* n numbers as codes, number d to byte d / group · step + d % group · near; their scale. */
+static OPTPIPE_INLINE float put_codes(const float *x, int64_t n, uint8_t *to, int64_t group, int64_t step, int64_t near) {
+    V top = zero(), odd = zero();
+    for (int64_t d = 0; d < n; d += W) {
+        const V it = load_n(x + d, n - d);
+        top = vmax(top, vabs(it));
+        odd = odd + (it - it);
     }
-    return 1.0f;
+    const float most_of_all = largest(top), inverse = most_of_all > 0.0f ? 127.0f / most_of_all : 0.0f;
+    int8_t codes[W];
+    for (int64_t d = 0; d < n; d += W) {
+        store_i8(codes, load_n(x + d, n - d) * set1(inverse));
+        for (int64_t k = 0; k < least(W, n - d); ++k)
+            to[(d + k) / group * step + (d + k) % group * near] = (uint8_t)(codes[k] ^ 0x80);
+    }
+    return most_of_all * (1.0f / 127.0f) + sum(odd);
 }
 
 static OPTPIPE_INLINE void put_key(const Cache &cache, int64_t slot, int64_t h, const float *x) {
     char *head = cache.head(slot / cache.block, h);
     const int64_t row = slot % cache.block;
-    const float scale = put_numbers(x, cache.width, head + row * cache.item, cache.dtype, cache.slots);
-    if (cache.dtype == OPTPIPE_I8) cache.scales(head)[row] = scale;
+    if (cache.dtype == OPTPIPE_I8)
+        cache.scales(head)[row] = put_codes(x, cache.width, (uint8_t *)head + row * 4, 4, cache.slots * 4, 1);
+    else
+        put_floats(x, cache.width, head + row * cache.item, cache.dtype, cache.slots);
 }
 static OPTPIPE_INLINE void put_value(const Cache &cache, int64_t slot, int64_t h, const float *x) {
     char *head = cache.head(slot / cache.block, h);
     const int64_t row = slot % cache.block;
-    const float scale = put_numbers(x, cache.width, head + row * cache.columns * cache.item, cache.dtype, 1);
-    if (cache.dtype == OPTPIPE_I8) cache.scales(head)[row] = scale;
+    if (cache.dtype == OPTPIPE_I8)
+        cache.scales(head)[row] = put_codes(x, cache.width, (uint8_t *)head + row / 4 * cache.columns * 4 + row % 4, 1, 4, 0);
+    else
+        put_floats(x, cache.width, head + row * cache.columns * cache.item, cache.dtype, 1);
 }
 
 /* The slot of a token, or −1 where there is none. */

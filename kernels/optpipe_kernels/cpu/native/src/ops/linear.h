@@ -63,7 +63,6 @@ struct FloatSource {
     Packed w;
     const float *x;
     int64_t stride, chunk;
-    static constexpr int64_t planes = 1;
     FloatTiles by_size[FLOAT_TILES][FLOAT_ROWS];
 
     OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, bool, float *sums) const {

@@ -2,6 +2,7 @@
  *
  *     out[t, n] = f(Σ_b s[t, b] · S[n, g(b)] · Σ_k c[t, k]·(u[n, k] − 2^(bits−1)) + bias[n]) + residual[t, n]
  *     with a minimum: Σ_b (s[t, b] · S[n, g] · Σ_k c·u + M[n, g] · s[t, b]·Σ_k c)
+ *     rows of two planes: s/254 for s, 254·c + d for c
  *
  * b blocks of 32 inputs, c and s the quantized rows (quantize.h), u S M the packed weight (packed.h), f an activation
  * (vec/math.h). out [T, N] f32, may be residual itself. Equals the dialect's quant_linear on the rounded rows; the inner
@@ -20,6 +21,12 @@ enum { QUANT_ROWS = 3, QUANT_TILES = 1, QUANT_PARTS = 2 }; /* 6 and 6 of 16 */
 enum { QUANT_ROWS = 2, QUANT_TILES = 1, QUANT_PARTS = 1 };
 #endif
 
+/* Rows of one plane or two (quantize.h), the second `plane` bytes after the first. */
+struct QuantRows {
+    const uint8_t *q;
+    int64_t stride, plane;
+};
+
 /* R rows against the part of a block that begins at p: one quad a row, the same for all outputs. */
 template <int BITS, int R, int S>
 static OPTPIPE_INLINE void dot_rows(typename Dot<BITS>::Sum (&dots)[R][S], const U *codes, const uint8_t *x, int64_t stride) {
@@ -32,29 +39,86 @@ static OPTPIPE_INLINE void dot_rows(typename Dot<BITS>::Sum (&dots)[R][S], const
     }
 }
 
-/* Block b of 32 inputs: dots[r][s] becomes its exact sum. `codes` begins at the block and the lane. */
-template <int BITS, int R, int S>
-static OPTPIPE_INLINE void dot_block(typename Dot<BITS>::Sum (&dots)[R][S], const uint8_t *codes, int64_t tile_bytes,
-                                     const uint8_t *x, int64_t stride) {
+/* Block b of 32 inputs: dots[p][r][s] becomes its exact sum in P planes. `codes` begins at the block and the lane. */
+template <int BITS, int P, int R, int S>
+static OPTPIPE_INLINE void dot_block(typename Dot<BITS>::Sum (&dots)[P][R][S], const uint8_t *codes, int64_t tile_bytes,
+                                     const uint8_t *x, const QuantRows &rows) {
     U held[S], part[S];
 #pragma GCC unroll 8
     for (int j = 0; j < BITS; ++j) { /* a vector of nibbles is two quads, a vector of bytes one */
+#pragma GCC unroll 4
         for (int s = 0; s < S; ++s)
             held[s] = load_codes(codes + s / QUANT_PARTS * tile_bytes + s % QUANT_PARTS * W * 4 + 64 * j);
         if (BITS == 8) {
-            dot_rows<BITS, R, S>(dots, held, x + 4 * j, stride);
+#pragma GCC unroll 2
+            for (int p = 0; p < P; ++p) dot_rows<BITS, R, S>(dots[p], held, x + p * rows.plane + 4 * j, rows.stride);
             continue;
         }
+#pragma GCC unroll 4
         for (int s = 0; s < S; ++s) part[s] = low_nibbles(held[s]);
-        dot_rows<BITS, R, S>(dots, part, x + 8 * j, stride);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) dot_rows<BITS, R, S>(dots[p], part, x + p * rows.plane + 8 * j, rows.stride);
+#pragma GCC unroll 4
         for (int s = 0; s < S; ++s) part[s] = high_nibbles(held[s]);
-        dot_rows<BITS, R, S>(dots, part, x + 8 * j + 4, stride);
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) dot_rows<BITS, R, S>(dots[p], part, x + p * rows.plane + 8 * j + 4, rows.stride);
     }
 }
 
+template <int BITS, int P, int R, int S>
+static OPTPIPE_INLINE void begin_dots(typename Dot<BITS>::Sum (&dots)[P][R][S], const I (&offset)[R]) {
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int s = 0; s < S; ++s) dots[p][r][s] = Dot<BITS>::begin(p + 1 == P ? offset[r] : seti(0));
+}
+
+static OPTPIPE_INLINE I times_254(I x) { return addi(shift_left<8>(x), negate(shift_left<1>(x))); }
+
+/* R rows against S vectors of a block of 32 inputs: whole[r][s] = Σ (254·c + d)·w in two planes, Σ c·w in one. Both
+ * planes at once where their sums fit into registers, else the first goes on in the second. */
+template <int BITS, int PLANES, int R, int S>
+static OPTPIPE_INLINE void whole_block(I (&whole)[R][S], const I (&offset)[R], const uint8_t *codes, int64_t tile_bytes,
+                                       const uint8_t *x, const QuantRows &rows) {
+    enum { P = PLANES * R <= QUANT_ROWS ? PLANES : 1 };
+    typename Dot<BITS>::Sum dots[P][R][S];
+    I before[R][S];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) before[r][s] = offset[r];
+    if (P < PLANES) {
+        I none[R];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) none[r] = seti(0);
+        begin_dots<BITS, P, R, S>(dots, none);
+        dot_block<BITS, P, R, S>(dots, codes, tile_bytes, x, rows);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+            for (int s = 0; s < S; ++s) {
+                before[r][s] = addi(times_254(Dot<BITS>::end(dots[0][r][s], seti(0))), before[r][s]);
+                dots[0][r][s] = Dot<BITS>::begin(before[r][s]);
+            }
+        dot_block<BITS, P, R, S>(dots, codes, tile_bytes, x + rows.plane, rows);
+    } else {
+        begin_dots<BITS, P, R, S>(dots, offset);
+        dot_block<BITS, P, R, S>(dots, codes, tile_bytes, x, rows);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) {
+            whole[r][s] = Dot<BITS>::end(dots[P - 1][r][s], before[r][s]);
+            if (P == 2) whole[r][s] = addi(times_254(Dot<BITS>::end(dots[0][r][s], seti(0))), whole[r][s]);
+        }
+}
+
 /* R rows against S vectors of outputs. ahead: bytes from here to the weights that this thread needs next, or 0. */
-template <int R, int S, int BITS, bool MINIMUM>
-static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t stride, int64_t ahead, float *sums) {
+template <int R, int S, int BITS, bool MINIMUM, int PLANES>
+static void quant_tiles(const Packed &w, int64_t tile, const QuantRows &rows, int64_t ahead, float *sums) {
     const int64_t tile_bytes = w.head->tile_bytes, blocks = w.blocks, every = w.head->group / 32;
     const bool wide = w.head->wide != 0;
     for (int lane = 0; lane < TILE; lane += QUANT_PARTS * W) {
@@ -78,25 +142,23 @@ static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t
             if (ahead != 0)
                 for (int s = 0; s < S; s += QUANT_PARTS)
                     for (int j = 0; j < BITS; ++j) prefetch(codes + s / QUANT_PARTS * tile_bytes + 64 * j + ahead);
-            const uint8_t *x = q + b * 32, *rest = q + blocks * 32 + b * 4;
-            typename Dot<BITS>::Sum dots[R][S];
-            I offset[R];
+            const uint8_t *x = rows.q + b * 32, *rest = rows.q + (PLANES - 1) * rows.plane + blocks * 32 + b * 4;
+            I offset[R], whole[R][S];
+#pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 int32_t eight;
-                memcpy(&eight, rest + r * stride + blocks * 4, 4);
+                memcpy(&eight, rest + r * rows.stride + blocks * 4, 4);
                 offset[r] = Dot<BITS>::offset(MINIMUM, eight);
-                for (int s = 0; s < S; ++s) dots[r][s] = Dot<BITS>::begin(offset[r]);
             }
-            dot_block<BITS, R, S>(dots, codes, tile_bytes, x, stride);
+            whole_block<BITS, PLANES, R, S>(whole, offset, codes, tile_bytes, x, rows);
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 float x_scale, x_sum;
-                memcpy(&x_scale, rest + r * stride, 4);
-                memcpy(&x_sum, rest + r * stride + blocks * 8, 4);
+                memcpy(&x_scale, rest + r * rows.stride, 4);
+                memcpy(&x_sum, rest + r * rows.stride + blocks * 8, 4);
 #pragma GCC unroll 4
                 for (int s = 0; s < S; ++s) {
-                    const V dot = to_float(Dot<BITS>::end(dots[r][s], offset[r]));
-                    total[r][s] = fma(dot, scale[s] * set1(x_scale), total[r][s]);
+                    total[r][s] = fma(to_float(whole[r][s]), scale[s] * set1(x_scale), total[r][s]);
                     if (MINIMUM) total[r][s] = fma(minimum[s], set1(x_sum), total[r][s]);
                 }
             }
@@ -107,29 +169,30 @@ static void quant_tiles(const Packed &w, int64_t tile, const uint8_t *q, int64_t
     }
 }
 
-typedef void (*QuantTiles)(const Packed &, int64_t, const uint8_t *, int64_t, int64_t, float *);
+typedef void (*QuantTiles)(const Packed &, int64_t, const QuantRows &, int64_t, float *);
 
-template <int R, int TILES> static void quant_tiles_of(const Head &head, QuantTiles (*to)[QUANT_ROWS]) {
+template <int R, int TILES, int PLANES> static void quant_tiles_of(const Head &head, QuantTiles (*to)[QUANT_ROWS]) {
     enum { S = TILES * QUANT_PARTS };
-    if (head.bits == 4) to[TILES - 1][R - 1] = head.minimum ? quant_tiles<R, S, 4, true> : quant_tiles<R, S, 4, false>;
-    else to[TILES - 1][R - 1] = head.minimum ? quant_tiles<R, S, 8, true> : quant_tiles<R, S, 8, false>;
-    if constexpr (R > 1) quant_tiles_of<R - 1, TILES>(head, to);
-    else if constexpr (TILES > 1) quant_tiles_of<QUANT_ROWS, TILES - 1>(head, to);
+    if (head.bits == 4) to[TILES - 1][R - 1] = head.minimum ? quant_tiles<R, S, 4, true, PLANES> : quant_tiles<R, S, 4, false, PLANES>;
+    else to[TILES - 1][R - 1] = head.minimum ? quant_tiles<R, S, 8, true, PLANES> : quant_tiles<R, S, 8, false, PLANES>;
+    if constexpr (R > 1) quant_tiles_of<R - 1, TILES, PLANES>(head, to);
+    else if constexpr (TILES > 1) quant_tiles_of<QUANT_ROWS, TILES - 1, PLANES>(head, to);
 }
 
 /* Quantized rows times a packed weight, for sweep(). */
 struct QuantSource {
     enum { ROWS = QUANT_ROWS, TILES = 4 };
     Packed w;
-    const uint8_t *q;
-    int64_t stride, planes, chunk; /* bytes between planes */
+    QuantRows rows;
+    int64_t chunk;
     QuantTiles by_size[QUANT_TILES][QUANT_ROWS];
 
     /* The first rows of a chunk fetch the tiles after these: a tile is too short for the processor's own guesses. */
-    OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, bool first, float *sums) const {
+    OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t count, bool first, float *sums) const {
+        const QuantRows from = {rows.q + row * rows.stride, rows.stride, rows.plane};
         for (int64_t s = 0; s < tiles; s += QUANT_TILES) {
             const int64_t some = least(QUANT_TILES, tiles - s), ahead = first ? 2 * w.head->tile_bytes : 0;
-            by_size[some - 1][rows - 1](w, tile + s, q + row * stride, stride, ahead, sums + s * ROWS * TILE);
+            by_size[some - 1][count - 1](w, tile + s, from, ahead, sums + s * ROWS * TILE);
         }
     }
 };
@@ -137,11 +200,10 @@ struct QuantSource {
 static QuantSource quant_source(void *blob, const uint8_t *q, int64_t row_bytes, int64_t planes) {
     QuantSource it;
     it.w = packed(blob);
-    it.q = q;
-    it.stride = row_bytes / planes;
-    it.planes = planes;
-    it.chunk = (384 << 10) / most(1, it.stride); /* rows that leave room in a second-level cache of 1 MB */
-    quant_tiles_of<QUANT_ROWS, QUANT_TILES>(*it.w.head, it.by_size);
+    it.rows = {q, row_bytes, quantized_bytes(it.w.head->inputs)};
+    it.chunk = (384 << 10) / most(1, row_bytes); /* rows that leave room in a second-level cache of 1 MB */
+    if (planes == 1) quant_tiles_of<QUANT_ROWS, QUANT_TILES, 1>(*it.w.head, it.by_size);
+    else quant_tiles_of<QUANT_ROWS, QUANT_TILES, 2>(*it.w.head, it.by_size);
     return it;
 }
 

@@ -4,35 +4,20 @@
  * sums[tile][ROWS][16]. Rows are taken in chunks that stay in the second-level cache with the tile's weights, so that
  * a prompt reads its weights once a chunk; one to ROWS rows read them once. finish(row, tile, tiles, sums) is called
  * for each row of a block; its tiles are ROWS · 16 floats apart. The sum of an output depends on its row alone.
- *
- * A source whose rows have two planes (quantize.h) has twice as many rows, of which neighbours are added first.
  */
-static OPTPIPE_INLINE void add_planes(float *sums, int64_t tiles, int64_t apart) {
-    for (int64_t s = 0; s < tiles; ++s)
-        for (int64_t lane = 0; lane < TILE; lane += W) {
-            float *first = sums + s * apart + lane;
-            store(first, load(first) + load(first + TILE));
-        }
-}
-
 template <class Source, class Finish>
 static void sweep(const Source &source, Range tiles, int64_t rows, const Finish &finish) {
     enum { S = Source::TILES, N = Source::ROWS };
-    const int64_t planes = source.planes, step = N / planes * planes;
-    const int64_t chunk = most(step, source.chunk / step * step);
-    rows *= planes;
+    const int64_t chunk = most(N, source.chunk / N * N);
     alignas(64) float sums[S * N * TILE];
     for (int64_t begin = 0; begin < rows; begin += chunk) {
         const int64_t end = least(begin + chunk, rows);
         for (int64_t tile = tiles.begin; tile < tiles.end; tile += S) {
             const int64_t some = least(S, tiles.end - tile);
-            for (int64_t row = begin; row < end; row += step) {
-                const int64_t held = least(step, end - row);
+            for (int64_t row = begin; row < end; row += N) {
+                const int64_t held = least(N, end - row);
                 source.block(tile, some, row, held, row == begin, sums);
-                for (int64_t r = 0; r < held; r += planes) {
-                    if (planes == 2) add_planes(sums + r * TILE, some, N * TILE);
-                    finish((row + r) / planes, tile, some, sums + r * TILE);
-                }
+                for (int64_t r = 0; r < held; ++r) finish(row + r, tile, some, sums + r * TILE);
             }
         }
     }

@@ -17,7 +17,11 @@ typedef __m512i U;
 static OPTPIPE_INLINE U load_codes(const uint8_t *p) { return _mm512_loadu_si512(p); }
 static OPTPIPE_INLINE U low_nibbles(U w) { return _mm512_and_si512(w, _mm512_set1_epi8(15)); }
 static OPTPIPE_INLINE U high_nibbles(U w) { return _mm512_and_si512(_mm512_srli_epi16(w, 4), _mm512_set1_epi8(15)); }
-static OPTPIPE_INLINE I dot_quads(I sum, U w, int32_t quad) { return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(quad)); }
+/* Not the intrinsic: GCC 12 copies the sum before each one, and runs out of registers. */
+static OPTPIPE_INLINE I dot_quads(I sum, U w, int32_t quad) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(_mm512_set1_epi32(quad)));
+    return sum;
+}
 #else
 typedef __m256i U;
 static OPTPIPE_INLINE U load_codes(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }

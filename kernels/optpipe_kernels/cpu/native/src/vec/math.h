@@ -24,6 +24,23 @@ static OPTPIPE_INLINE V vexp(V x) {
     return choose(equal(x, x), y, x);
 }
 
+/* e^x of x ≤ 0, or NaN: as vexp, but what e^x must be above 0 needs no second factor. */
+static OPTPIPE_INLINE V vexp_below(V x) {
+    const V low = set1(-87.33654f), held = vmax(low, x);
+    const V n = nearest(held * set1(1.44269504f));
+    V r = fma(n, set1(-0.693359375f), held);
+    r = fma(n, set1(2.12194440e-4f), r);
+    V p = set1(1.0f / 5040.0f);
+    p = fma(p, r, set1(1.0f / 720.0f));
+    p = fma(p, r, set1(1.0f / 120.0f));
+    p = fma(p, r, set1(1.0f / 24.0f));
+    p = fma(p, r, set1(1.0f / 6.0f));
+    p = fma(p, r, set1(0.5f));
+    p = fma(p, r, set1(1.0f));
+    p = fma(p, r, set1(1.0f));
+    return choose(less(x, low), zero(), p * as_float(shift_left<23>(addi(to_int(n), seti(127)))));
+}
+
 static OPTPIPE_INLINE V sigmoid(V x) { return set1(1.0f) / (set1(1.0f) + vexp(zero() - x)); }
 
 /* (1 − e^−2|x|) / (1 + e^−2|x|) with the sign of x, and x − x³/3 + 2x⁵/15 − 17x⁷/315 near 0 where that cancels. */
