@@ -28,6 +28,7 @@ from peer.models import MODELS, ConvertError, Shelf
 from peer.results import Results, machine_facts, results_path
 from peer.venvs import InstallError, python
 
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 PARTS = ("all", "prepare", "machine", "run", "serve", "page")
 
 
@@ -47,6 +48,7 @@ def main() -> int:
         http.measure(cache, results, arguments.server or list(http.SERVERS))
     text = page.page(results.data)
     results.path.with_suffix(".md").write_text(text)
+    DOCS.write_text(page.spliced(DOCS.read_text(), results.data))
     print(text)
     return 0
 

@@ -6,6 +6,7 @@ models     the three models as Hugging Face folders, and what each peer wants of
 drivers/   one script a peer, run by that peer's own interpreter; they import nothing from here but each other
 measure    runs of ours and of a peer, one after the other, cell by cell
 goals      what a cell has to reach, and whether it did
-page       the results as tables
+best       the best peer of a cell
+goal_tables, limit_tables, page, markdown    the results as tables
 http       the servers
 """

@@ -21,6 +21,8 @@ from .models import Shelf
 DRIVERS = Path(__file__).parent / "drivers"
 SETTLE = 0.1  # seconds between two processes: threads that spin go to sleep
 PRODUCTS = 0.7  # seconds a cell
+RUNS = 15  # steps of a profile
+KINDS = ("products", "attention", "other", "step")
 
 
 class DriverError(Exception):
@@ -113,6 +115,7 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
             drivers[it.name] = our_driver(shelf, it)
         rates = interleave(drivers, rounds)
         bounds = {it.name: products(drivers[it.name]) for it in mine}
+        shares = {it.name: profile(drivers[it.name]) for it in mine}
         hello = drivers["peer"].hello
         memory = drivers["peer"].ask("prompt", tokens=8)["peak_mb"]
     finally:
@@ -128,6 +131,7 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
         "peer": rates.pop("peer"),
         "ours": rates,
         "products": bounds,
+        "profile": shares,
     }
 
 
@@ -172,6 +176,16 @@ def products(driver: Driver) -> dict[str, dict[str, float]]:
             "bytes": answer["bytes"],
             "operations": answer["operations"],
         }
+    return found
+
+
+def profile(driver: Driver) -> dict[str, dict[str, float]]:
+    """Milliseconds of a step by what its instructions do, by cell."""
+    found = {}
+    for cell in CELLS:
+        context, tokens = (0, PROMPT) if cell.steps == 0 else (CONTEXT, 1)
+        answer = driver.ask("profile", batch=cell.batch, context=context, tokens=tokens, runs=RUNS)
+        found[cell.name] = {key: round(answer[key], 4) for key in KINDS}
     return found
 
 

@@ -42,6 +42,7 @@ LLAMA_1B = {
     "eos_token_id": 2,
     "dtype": "bfloat16",
 }
+BUILDER = Path(__file__).parent / "drivers" / "build_onnx.py"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -155,7 +156,7 @@ class Shelf:
             gguf_files.llama(self.hf(), _gguf_of(MODELS["smollm2"].source), target, body, head)
 
     def _build_onnx(self, target: Path, precision: str, *more: str) -> None:
-        command = [venvs.python(self._cache, "onnx-builder"), "-m", "onnxruntime_genai.models.builder"]
+        command = [venvs.python(self._cache, "onnx-builder"), BUILDER]
         options = ["accuracy_level=4", "block_size=32", "is_symmetric=true", "prune_lm_head=true", *more]
         command += ["-m", self.hf(), "-o", target, "-p", precision, "-e", "cpu", "-c", self._cache / "onnx"]
         _run([*map(str, command), "--extra_options", *options])

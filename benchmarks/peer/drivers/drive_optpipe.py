@@ -61,6 +61,35 @@ class Optpipe:
         activations = self._given["activations"]
         return products.alone(self._executor, self._program, activations, batch, tokens, seconds)
 
+    def profile(self, batch: int, context: int, tokens: int, runs: int) -> dict[str, Any]:
+        """Milliseconds of a step by what its instructions do, and of the whole step as the caller sees it.
+
+        Args:
+            batch: sequences.
+            context: tokens that each has already.
+            tokens: new ones of each.
+            runs: steps that are measured.
+        """
+        for sequence in range(batch if context else 0):
+            self._run([(sequence, protocol.tokens(context, sequence), 0)])
+        rows = [(s, protocol.tokens(tokens, s), context) for s in range(batch)]
+        seconds = [self._timed(rows) for _ in range(runs + 1)]
+        self._executor.profile = True
+        totals = [self._executor.step_times()]
+        for _ in range(runs + 1):
+            self._run(rows, logits=True)
+            totals.append(self._executor.step_times())
+        self._executor.profile = False
+        times = np.median(np.diff(totals, axis=0)[1:], axis=0)
+        return products.by_kind(self._program, self._given["activations"], times) | {
+            "step": 1e3 * float(np.median(seconds[1:]))
+        }
+
+    def _timed(self, rows: list[tuple[int, list[int], int]]) -> float:
+        begun = time.perf_counter()
+        self._run(rows)
+        return time.perf_counter() - begun
+
     def machine(self) -> dict[str, Any]:
         """Bytes a second of memory and of the last-level cache, operations a second."""
         return products.machine(self._executor.pool)
@@ -70,7 +99,7 @@ class Optpipe:
         memory = self._executor.memory(tokens=1, rows=1)
         return {"isa": products.library().isa, "weight_bytes": memory.weights}
 
-    def _run(self, rows: list[tuple[int, list[int], int]]) -> Any:
+    def _run(self, rows: list[tuple[int, list[int], int]], logits: bool = False) -> Any:
         """One greedy step of (sequence, new tokens, tokens before them); the likeliest next of each."""
         lengths = [len(ids) for _, ids, _ in rows]
         positions = np.concatenate([np.arange(p, p + len(ids)) for _, ids, p in rows])
@@ -87,7 +116,7 @@ class Optpipe:
             ),
             logit_rows=(ends - 1).astype(np.int64),
         )
-        return self._executor.submit(step, logits=False).result().token_ids
+        return self._executor.submit(step, logits=logits).result().token_ids
 
     def _through_engine(self, batch: int, context: int, wanted: int) -> tuple[float, float]:
         """Seconds to the last sequence's first token, and from there to the last token of all."""

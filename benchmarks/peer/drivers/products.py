@@ -64,18 +64,35 @@ def alone(
     return {"seconds": statistics.median(times), **_work(executor, lowered, planes, batch, tokens)}
 
 
-def _work(executor: Any, lowered: Any, planes: int, batch: int, tokens: int) -> dict[str, int]:
+def _work(executor: Any, plans: Any, planes: int, batch: int, tokens: int) -> dict[str, int]:
     """Bytes of weights that the products read and operations that they do: counted, not measured."""
     moved = operations = 0
-    for step in lowered.lowered.steps:
-        kernel = getattr(step, "kernel", "").removeprefix("quant_")
+    for step, likeliest in zip(plans.lowered.steps, plans.greedy.kernels, strict=True):
+        kernel = step.kernel.removeprefix("quant_")
         if kernel.startswith("linear"):
             outputs, inputs = step.ints[:2]
-            rows = batch if step.writes[0] is lowered.lowered.output else tokens
+            rows = batch if likeliest.endswith("argmax") else tokens
             halves = 2 if "gated" in kernel else 1
             operations += 2 * halves * outputs * inputs * rows * planes
             moved += executor._weights.arrays[step.reads[1].place].nbytes
     return {"bytes": moved, "operations": operations}
+
+
+def by_kind(program: Any, activations: str, times: Any) -> dict[str, float]:
+    """Milliseconds of the plan's instructions: products, attention, and everything else.
+
+    Args:
+        times: nanoseconds of each step of the lowering.
+    """
+    found = {"products": 0.0, "attention": 0.0, "other": 0.0}
+    plans = lower(program, quantized_bytes, planes=ACTIVATIONS[activations])
+    for step, spent in zip(plans.lowered.steps, times.tolist(), strict=True):
+        kernel = getattr(step, "kernel", "").removeprefix("quant_")
+        kind = (
+            "products" if kernel.startswith("linear") else "attention" if "attention" in kernel else "other"
+        )
+        found[kind] += spent / 1e6
+    return found
 
 
 def machine(pool: Pool) -> dict[str, Any]:
