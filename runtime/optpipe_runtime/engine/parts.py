@@ -15,7 +15,7 @@ from ..sampling.grammar import QUEUE
 from ..tokenizer import Tokenizer
 from .batch import Batch
 from .config import EngineConfig
-from .drafting import make_speculator
+from .drafting import make_speculator, open_draft_model
 from .gate import Gate
 from .intake import Intake
 from .loop import Loop
@@ -98,13 +98,20 @@ def put_together(model: Model, config: EngineConfig) -> Parts:
         log.warning("the artifact has no `paged` pass: every token computes its whole sequence again")
         executor = WholeSequences(executor)
     rows = max(config.max_num_seqs, min(2048, _LOGITS_BYTES // (4 * executor.vocab_size)))
-    memory = plan_memory(executor, config, rows=rows, context=model.context)
+    draft = open_draft_model(config, model.tokenizer, model.target)
+    beside = None if draft is None else draft.executor
+    memory = plan_memory(executor, config, rows=rows, context=model.context, draft=beside)
     log.info("%s", memory)
     executor.allocate(memory.num_blocks, kv_dtype=memory.kv_dtype)
     limits = [memory.num_blocks * memory.block_size, model.context, config.max_context]
     context_length = min(it for it in limits if it is not None)
     sampler = Sampler(executor.vocab_size, threads=config.sampler_threads)
     gate = Gate(config.max_num_seqs, config.max_waiting)
+    scheduler = Scheduler(_scheduler_config(config, memory, rows))
+    batch = Batch(memory.block_size, config.max_num_seqs, memory.num_blocks)
+    speculator = make_speculator(
+        config, model.eos, executor=executor, lender=scheduler, draft=draft, memory=memory
+    )
     return Parts(
         executor=executor,
         memory=memory,
@@ -112,35 +119,10 @@ def put_together(model: Model, config: EngineConfig) -> Parts:
         sampler=sampler,
         intake=Intake(sampler, model.tokenizer, model.eos, context_length, config.seed),
         gate=gate,
-        loop=_loop(model, executor, sampler, gate, config, _scheduler_config(config, memory, rows), memory),
+        loop=Loop(scheduler, Runner(executor, sampler, batch), batch, speculator, gate, config),
         threads=ThreadPoolExecutor(config.intake_threads, thread_name_prefix="optpipe-intake"),
         grammar_threads=ThreadPoolExecutor(2 * QUEUE, thread_name_prefix="optpipe-grammar"),
     )
-
-
-def _loop(
-    model: Model,
-    executor: Executor,
-    sampler: Sampler,
-    gate: Gate,
-    config: EngineConfig,
-    scheduling: SchedulerConfig,
-    memory: MemoryPlan,
-) -> Loop:
-    scheduler = Scheduler(scheduling)
-    batch = Batch(memory.block_size, config.max_num_seqs, memory.num_blocks)
-    speculator = make_speculator(
-        config,
-        model.eos,
-        tokenizer=model.tokenizer,
-        vocab_size=executor.vocab_size,
-        cache_bytes=memory.cache,
-        target=model.target,
-        executor=executor,
-        lender=scheduler,
-    )
-    runner = Runner(executor, sampler, batch)
-    return Loop(scheduler, runner, batch, speculator, gate, config)
 
 
 def _scheduler_config(config: EngineConfig, memory: MemoryPlan, rows: int) -> SchedulerConfig:

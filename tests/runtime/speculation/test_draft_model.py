@@ -42,7 +42,7 @@ def test_the_text_is_the_model_s_own(folders):
     with Engine(folders / "full", "reference", config=config(folders / "int8", max_draft_tokens=3)) as engine:
         engine._loop._speculator.controller = FixedController(max_drafts=3)
         found = engine.generate(prompts(), GREEDY)
-        stats = engine.stats()
+        stats, memory = engine.stats(), engine.memory
     compared = 0
     for one, other in zip(found, plain, strict=True):
         for a, b in zip(one.completions[0].logprobs, other.completions[0].logprobs, strict=True):
@@ -53,6 +53,9 @@ def test_the_text_is_the_model_s_own(folders):
     assert compared > 36
     assert sum(stats.accepted_tokens) > 0.3 * sum(stats.draft_tokens) > 0
     assert stats.blocks_used == 0
+    assert memory.draft.num_blocks == 64 // 4, "both caches have blocks of one size here"
+    assert memory.draft.weights > 0
+    assert f", {memory.draft}, of " in str(memory)
 
 
 def test_settings_that_do_not_go_together(folders):
