@@ -1,8 +1,11 @@
 """``layer_norm``, with or without an addition before it and rounding to 8 bits a token after it.
 
-    s = x + residual (rounded to x's type)      y = (s − mean(s)) / sqrt(var(s) + eps) · w + b
+    s = x + residual + second (rounded to x's type)
+    y = (s − mean(s)) / sqrt(var(s) + eps) · w + b
 
-Shapes: x, residual [..., K], any two leading dimensions strided; w and b [K], or [H, K] for one norm a head.
+Shapes: x, residual [..., K], any two leading dimensions strided; second [..., K] contiguous, the other branch
+of models whose attention and feed-forward layer run side by side (GPT-NeoX, GPT-J, Falcon, Cohere); w and b
+[K], or [H, K] for one norm a head.
 Bytes moved, of a 16-bit type: 4 an element; with the add 8; with codes 1 in the place of y's 2.
 Source: Ba, Kiros and Hinton 2016; equals the body ``optpipe.dialect.layer_norm``.
 """
@@ -22,7 +25,7 @@ from .rows import LARGEST, Quantization, as_bytes, quantize_rows, tile_of
 
 @triton.jit
 def layer_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, bias_ptr, out_ptr, total_ptr, codes_ptr, scale_ptr,
+    x_ptr, residual_ptr, second_ptr, weight_ptr, bias_ptr, out_ptr, total_ptr, codes_ptr, scale_ptr,
     rows, inner, width, eps,
     x_outer_stride, x_inner_stride, residual_outer_stride, residual_inner_stride,
     weight_stride, bias_stride,
@@ -41,6 +44,8 @@ def layer_norm_kernel(
     if residual_ptr is not None:
         at = (outer * residual_outer_stride + head * residual_inner_stride)[:, None] + column[None, :]
         x += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        if second_ptr is not None:
+            x += tl.load(second_ptr + flat, mask=inside, other=0.0).to(tl.float32)
         total = x.to(kind)
         tl.store(total_ptr + flat, total, mask=inside)
         x = total.to(tl.float32)
@@ -71,6 +76,7 @@ def launches(
     *,
     eps: float,
     quantize: Quantization = "none",
+    second: torch.Tensor | None = None,
 ) -> tuple[Launch, ...]:
     """The one launch of a norm.
 
@@ -78,6 +84,7 @@ def launches(
         x, residual: [..., K].
         weight, bias: [K], [H, K] where x is [..., H, K], or None.
         into: contiguous results; those that are None are not written.
+        second: [..., K] contiguous, added with the residual; None for none.
     """
     here, there = walks(x, residual)
     constants, warps = tile_of(here.width)
@@ -85,6 +92,7 @@ def launches(
     args = (
         here.tensor,
         None if there is None else there.tensor,
+        second,
         weight,
         bias,
         into.out,
@@ -113,6 +121,7 @@ def norm(
     *,
     eps: float,
     residual: torch.Tensor | None = None,
+    second: torch.Tensor | None = None,
     quantize: Quantization = "none",
     write: bool = True,
 ) -> Normed:
@@ -123,6 +132,7 @@ def norm(
         weight, bias: [K], [H, K] where x is [..., H, K], or None.
         eps: added to the variance.
         residual: [..., K] that is added first.
+        second: [..., K] that is added with it.
         quantize: the 8-bit type of the codes to write, one scale a row.
         write: whether y itself is written.
     """
@@ -130,8 +140,10 @@ def norm(
     if per_head and x.dim() != 3:  # heads are the walk's inner dimension
         x = x.reshape(-1, *x.shape[-2:])
     into = results(x, add=residual is not None, quantize=quantize, write=write)
+    assert second is None or residual is not None, "the second branch is added with the residual"
     if x.numel():
-        for launch in launches(x, residual, weight, bias, into, eps=eps, quantize=quantize):
+        also = None if second is None else second.contiguous()
+        for launch in launches(x, residual, weight, bias, into, eps=eps, quantize=quantize, second=also):
             launch.run()
     return into
 

@@ -1,6 +1,8 @@
 """``rms_norm`` and ``add_rms_norm``, with or without rounding the result to 8 bits a token.
 
-    s = x + residual (rounded to x's type)      y = s / sqrt(mean(s²) + eps) · (w + offset)
+    x' = x / sqrt(mean(x²) + eps) · (w' + offset)      first norm of the branch, where a model has one (Gemma)
+    s  = factor · x' + residual                        both rounded to x's type; the factor is Granite's
+    y  = s / sqrt(mean(s²) + eps) · (w + offset)
 
 Shapes: x, residual [..., K], any two leading dimensions strided (a norm of every head is one launch).
 Bytes moved, of a 16-bit type: 4 an element; with the add 8; with codes 1 in the place of y's 2.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -21,9 +24,21 @@ from .rows import CODES, LARGEST, Quantization, Rows, as_bytes, quantize_rows, r
 
 
 @triton.jit
+def normalized(x, weight_ptr, column, width, eps, UNIT_OFFSET: tl.constexpr):
+    """The norm of rows x [ROWS, WIDTH] float32, zero past their end."""
+    y = x * tl.rsqrt(tl.sum(x * x, axis=1) / width + eps)[:, None]
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32)
+        if UNIT_OFFSET:
+            weight += 1.0
+        y *= weight[None, :]
+    return y
+
+
+@triton.jit
 def rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, total_ptr, codes_ptr, scale_ptr,
-    rows, inner, width, eps,
+    x_ptr, residual_ptr, branch_ptr, weight_ptr, out_ptr, total_ptr, codes_ptr, scale_ptr,
+    rows, inner, width, eps, factor,
     x_outer_stride, x_inner_stride, residual_outer_stride, residual_inner_stride,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
     UNIT_OFFSET: tl.constexpr, QUANTIZE: tl.constexpr, LARGEST: tl.constexpr,
@@ -37,20 +52,15 @@ def rms_norm_kernel(
     kind = value.dtype
     x = value.to(tl.float32)
     flat = row.to(tl.int64)[:, None] * width + column[None, :]
+    if branch_ptr is not None:
+        x = normalized(x, branch_ptr, column, width, eps, UNIT_OFFSET).to(kind).to(tl.float32)
     if residual_ptr is not None:
         at = (outer * residual_outer_stride + head * residual_inner_stride)[:, None] + column[None, :]
-        x += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        x = x * factor + tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
         total = x.to(kind)
         tl.store(total_ptr + flat, total, mask=inside)
         x = total.to(tl.float32)
-    mean = tl.sum(x * x, axis=1) / width
-    y = x * tl.rsqrt(mean + eps)[:, None]
-    if weight_ptr is not None:
-        weight = tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32)
-        if UNIT_OFFSET:
-            weight += 1.0
-        y *= weight[None, :]
-    rounded = y.to(kind)
+    rounded = normalized(x, weight_ptr, column, width, eps, UNIT_OFFSET).to(kind)
     if out_ptr is not None:
         tl.store(out_ptr + flat, rounded, mask=inside)
     if codes_ptr is not None:
@@ -111,6 +121,8 @@ def launches(
     eps: float,
     unit_offset: bool = False,
     quantize: Quantization = "none",
+    branch: torch.Tensor | None = None,
+    factor: float = 1.0,
 ) -> tuple[Launch, ...]:
     """The one launch of a norm.
 
@@ -118,6 +130,8 @@ def launches(
         x, residual: [..., K].
         weight: [K] or None.
         into: contiguous results; those that are None are not written.
+        branch: [K], the weight of the norm of x before the sum; None for no such norm.
+        factor: multiplies the branch before the sum.
     """
     here, there = walks(x, residual)
     constants, warps = tile_of(here.width)
@@ -125,6 +139,7 @@ def launches(
     args = (
         here.tensor,
         None if there is None else there.tensor,
+        branch,
         weight,
         into.out,
         into.total,
@@ -134,6 +149,7 @@ def launches(
         here.inner,
         here.width,
         eps,
+        factor,
         here.outer_stride,
         here.inner_stride,
         0 if there is None else there.outer_stride,
@@ -150,6 +166,8 @@ def norm(
     eps: float,
     unit_offset: bool = False,
     residual: torch.Tensor | None = None,
+    branch: torch.Tensor | None = None,
+    factor: float = 1.0,
     quantize: Quantization = "none",
     write: bool = True,
 ) -> Normed:
@@ -161,14 +179,15 @@ def norm(
         eps: added to the mean square.
         unit_offset: the scale is ``1 + weight``.
         residual: [..., K] that is added first.
+        branch: [K], the weight of a norm of x before that, with the same eps and offset; None for none.
+        factor: multiplies x before the sum.
         quantize: the 8-bit type of the codes to write, one scale a row.
         write: whether y itself is written.
     """
     into = results(x, add=residual is not None, quantize=quantize, write=write)
     if x.numel():
-        for launch in launches(
-            x, residual, weight, into, eps=eps, unit_offset=unit_offset, quantize=quantize
-        ):
+        how: dict[str, Any] = {"eps": eps, "unit_offset": unit_offset, "quantize": quantize}
+        for launch in launches(x, residual, weight, into, **how, branch=branch, factor=factor):
             launch.run()
     return into
 
@@ -205,6 +224,8 @@ def shipped(key: str) -> Iterator[Launch]:
         into = results(wide, add=True, quantize=quantize, write=quantize == "none")
         yield from launches(wide, wide, weight, into, eps=1e-5, quantize=quantize)
     yield from launches(wide, None, weight, results(wide, add=False, quantize="none", write=True), eps=1e-5)
+    into = results(wide, add=True, quantize="none", write=True)
+    yield from launches(wide, wide, weight, into, eps=1e-6, unit_offset=True, branch=weight)
     for heads, head in ((32, 128), (4, 256)):
         fused = torch.empty(64, (heads + 16) * head, **meta)[:, : heads * head].view(64, heads, head)
         into = results(fused, add=False, quantize="none", write=True)

@@ -46,6 +46,13 @@ def test_the_sum_its_norm_and_codes(place, kind):
     assert (found.codes.float() != codes.float()).sum() <= (0 if x.device.type == "cpu" else 2)
 
 
+def test_two_branches_are_added_to_the_residual(place):
+    x, residual, second = (torch.randn(4, 50, **place) for _ in range(3))
+    found = norm(x, None, None, eps=1e-5, residual=residual, second=second)
+    near(found.total, (x.float() + residual.float() + second.float()).to(x.dtype))
+    near(found.out, plain.layer_norm(found.total, None, None, eps=1e-5))
+
+
 def test_a_row_has_the_same_bits_alone(place):
     x, w = torch.randn(9, 100, **place), torch.randn(100, **place)
     together = layer_norm(x, w, w, eps=1e-5)

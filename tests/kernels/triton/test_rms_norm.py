@@ -47,6 +47,24 @@ def test_the_sum_and_its_norm(place, width):
     near(out, expected)
 
 
+@pytest.mark.parametrize("offset", [False, True])
+def test_the_branch_is_normed_before_the_sum(place, offset):
+    x, residual = torch.randn(4, 100, **place) * 3, torch.randn(4, 100, **place)
+    first, w = torch.randn(100, **place), torch.randn(100, **place)
+    branch = plain.rms_norm(x, first, eps=1e-5, unit_offset=offset)
+    expected, sums = added.add_rms_norm(branch, residual, w, eps=1e-5, unit_offset=offset)
+    found = norm(x, w, eps=1e-5, unit_offset=offset, residual=residual, branch=first)
+    near(found.total, sums)
+    near(found.out, expected)
+
+
+def test_a_factor_of_the_branch(place):
+    x, residual = torch.randn(4, 100, **place), torch.randn(4, 100, **place)
+    found = norm(x, None, eps=1e-5, residual=residual, factor=0.6)
+    near(found.total, (x.float() * 0.6 + residual.float()).to(x.dtype))
+    near(found.out, plain.rms_norm(found.total, None, eps=1e-5))
+
+
 def test_operands_whose_walks_differ(place):
     x = torch.randn(2, 3, 4, 8, **place).transpose(0, 1)
     residual = torch.randn(3, 2, 4, 8, **place)
