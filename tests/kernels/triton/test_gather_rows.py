@@ -24,6 +24,13 @@ def test_ids_of_any_shape(place):
     assert torch.equal(embedding(table, ids), table[ids])
 
 
+def test_a_scaled_table_is_rounded_once(place):
+    table = torch.randn(6, 40, **place)
+    ids = torch.tensor([4, 1], device=table.device)
+    expected = (table[ids].float() * 8.7).half()
+    assert torch.equal(embedding(table, ids, factor=8.7, dtype=torch.float16), expected)
+
+
 def test_no_rows(device):
     assert gather_rows(
         torch.ones(3, 4, device=device), torch.empty(0, dtype=torch.int64, device=device)
