@@ -1,4 +1,4 @@
-"""What this room provides to optpipe: kernels for the CPU and for GPUs, and the targets that run on them."""
+"""What this room provides to optpipe: kernels for the CPU and for GPUs, targets, and the export to ONNX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from optpipe.plugins import hookimpl
 
 if TYPE_CHECKING:
-    from optpipe.plugins.hookspecs import KernelEntry, TargetEntry
+    from optpipe.plugins.hookspecs import ExportEntry, KernelEntry, TargetEntry
 
 
 @hookimpl
@@ -22,8 +22,17 @@ def optpipe_kernels() -> Iterable[KernelEntry]:
 
 @hookimpl
 def optpipe_targets() -> Iterable[TargetEntry]:
-    """Provide the cpu and the cuda target."""
+    """Provide the cpu, cuda and onnx targets."""
     from .cpu.target import CpuTarget
     from .cuda.target import CudaTarget
+    from .onnx.target import OnnxTarget
 
-    return [CpuTarget(), CudaTarget()]
+    return [CpuTarget(), CudaTarget(), OnnxTarget()]
+
+
+@hookimpl
+def optpipe_exporters() -> Iterable[ExportEntry]:
+    """Provide the ONNX model."""
+    from .onnx.format import OnnxFormat
+
+    return [OnnxFormat()]

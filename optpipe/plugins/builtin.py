@@ -1,4 +1,4 @@
-"""What the core itself provides: the kinds of model sources, and the reference target."""
+"""What the core itself provides: kinds of model sources, the reference target, Hugging Face folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import hookimpl
 
 if TYPE_CHECKING:
     from ..sources.source import SourceKind
-    from .hookspecs import TargetEntry
+    from .hookspecs import ExportEntry, TargetEntry
 
 
 @hookimpl
@@ -26,3 +26,11 @@ def optpipe_targets() -> Iterable[TargetEntry]:
     from ..targets.reference_target import ReferenceTarget
 
     return [ReferenceTarget()]
+
+
+@hookimpl
+def optpipe_exporters() -> Iterable[ExportEntry]:
+    """Provide the Hugging Face folder."""
+    from ..artifact.formats import HfFormat
+
+    return [HfFormat()]

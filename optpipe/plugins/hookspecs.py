@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import click
 
     from ..sources.source import SourceKind
@@ -58,6 +60,32 @@ class TargetEntry(Protocol):
 
     def load(self, program: Any, weights: Any, **options: Any) -> Any:
         """Turn a Program and its weights into an executor (``optpipe.targets.protocol.Executor``)."""
+        ...
+
+
+class ExportEntry(Protocol):
+    """What ``optpipe_exporters`` provides: a format that ``optpipe export`` writes."""
+
+    name: str
+    """What ``--format`` takes."""
+    summary: str
+    """One line for ``optpipe export --help``."""
+    options: tuple[str, ...]
+    """The options of ``optpipe export`` that it takes, as Python names."""
+
+    def export(self, artifact: Any, output: Path, **options: Any) -> None:
+        """Write an ``optpipe.artifact.Artifact`` to a new folder; only options that were given are passed."""
+        ...
+
+
+class OnnxMapping(Protocol):
+    """What ``optpipe_onnx_mappings`` provides: how one operation is written as ONNX."""
+
+    name: str
+    """The operation, as a graph's text has it: ``acme.scale_rows``."""
+
+    def write(self, converter: Any, node: Any) -> None:
+        """Add nodes to an ``optpipe_kernels.onnx.converter.Converter`` and bind the node's results."""
         ...
 
 
@@ -108,6 +136,31 @@ def optpipe_targets() -> Iterable[TargetEntry]:
 
     Returns:
         Targets (:class:`TargetEntry`).
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def optpipe_exporters() -> Iterable[ExportEntry]:
+    """Provide formats that artifacts are exported to.
+
+    Called by ``optpipe export``.
+
+    Returns:
+        Formats (:class:`ExportEntry`).
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def optpipe_onnx_mappings() -> Iterable[OnnxMapping]:
+    """Provide mappings of operations to ONNX, for operations that a plugin's passes put into graphs.
+
+    Called when an artifact is exported to ONNX, or loaded by the ``onnx`` target. A mapping of an operation
+    that optpipe maps itself is an error.
+
+    Returns:
+        Mappings (:class:`OnnxMapping`).
     """
     raise NotImplementedError
 

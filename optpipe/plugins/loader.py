@@ -35,6 +35,8 @@ _PROVIDED_BY = {
     "optpipe_model_sources": "model source",
     "optpipe_kernels": "kernels",
     "optpipe_targets": "target",
+    "optpipe_exporters": "export format",
+    "optpipe_onnx_mappings": "ONNX mapping",
     "optpipe_commands": "command",
 }
 
@@ -106,6 +108,14 @@ class Plugins:
     def targets(self) -> dict[str, Provided[hookspecs.TargetEntry]]:
         """Targets by name."""
         return self._collect("optpipe_targets")
+
+    def exporters(self) -> dict[str, Provided[hookspecs.ExportEntry]]:
+        """Export formats by name."""
+        return self._collect("optpipe_exporters")
+
+    def onnx_mappings(self) -> dict[str, Provided[hookspecs.OnnxMapping]]:
+        """Mappings to ONNX by the operation's name."""
+        return self._collect("optpipe_onnx_mappings")
 
     def commands(self) -> dict[str, Provided[Any]]:
         """Click commands by name; only of plugins that were loaded from the command group."""

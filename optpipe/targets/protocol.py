@@ -21,10 +21,12 @@ class CacheSpec:
     Attributes:
         block_size: tokens a block.
         layers: for every cache (keys' heads, keys' width, values' width).
+        sequence_blocks: blocks that one sequence may have at most; None for any number.
     """
 
     block_size: int
     layers: tuple[tuple[int, int, int], ...]
+    sequence_blocks: int | None = None
 
     def block_bytes(self, itemsize: int = 4) -> int:
         """Bytes that one block takes over all layers, at ``itemsize`` bytes a number."""

@@ -1,0 +1,112 @@
+"""The exported folder: a model that checks, names that are the modules', and files that genai reads."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from optpipe.artifact import load_artifact
+from optpipe.errors import RequestError
+from optpipe_runtime.engine import Engine, EngineConfig
+from optpipe_runtime.sampling import SamplingParams
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+from optpipe_kernels.onnx.format import OnnxFormat  # noqa: E402
+
+
+@pytest.fixture
+def exported(tiny, tmp_path):
+    """(architecture, options) → the folder of its export."""
+
+    def make(name, passes="paged", **options):
+        folder = tmp_path / f"{name}-onnx"
+        OnnxFormat().export(load_artifact(tiny(name, passes=passes)), folder, **options)
+        return folder
+
+    return make
+
+
+def test_the_model_passes_the_checker_and_shape_inference(exported):
+    folder = exported("llama", passes="quant,paged")
+    onnx.checker.check_model(str(folder / "model.onnx"), full_check=True)
+    model = onnx.load(str(folder / "model.onnx"))
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True)
+    assert next(it.name for it in inferred.graph.output) == "logits"
+
+
+def test_each_operation_is_one_operator_named_after_its_module(exported):
+    graph = onnx.load(str(exported("llama", passes="quant,paged") / "model.onnx")).graph
+    kinds = [it.op_type for it in graph.node]
+    assert kinds.count("GroupQueryAttention") == 2
+    assert kinds.count("MatMulNBits") == 15  # 7 a layer, and the head
+    assert kinds.count("SkipSimplifiedLayerNormalization") == 4
+    assert "RotaryEmbedding" not in kinds and "Softmax" not in kinds  # both inside the attention
+    names = {it.name for it in graph.node}
+    assert "model/layers/1/self_attn/q_proj/MatMulNBits" in names
+    stored = {it.name for it in graph.initializer}
+    assert "model.layers.0.input_layernorm.weight" in stored
+
+
+def test_logits_of_the_last_token_or_of_all(exported):
+    ids = np.arange(5, 17).reshape(2, 6)
+    last, every = (
+        run(exported("llama" if form == "last" else "llama-tied", logits=form), ids)
+        for form in ("last", "all")
+    )
+    assert last.shape == (2, 1, 264) and every.shape == (2, 6, 264)
+
+
+def run(folder, ids):
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    batch, length = ids.shape
+    given = {
+        it.name: np.zeros((batch, it.shape[1], 0, it.shape[3]), np.float32)
+        for it in session.get_inputs()
+        if it.name.startswith("past")
+    }
+    given |= {
+        "input_ids": ids,
+        "attention_mask": np.ones((batch, length), np.int64),
+        "position_ids": np.tile(np.arange(length), (batch, 1)),
+    }
+    return session.run(["logits"], given)[0]
+
+
+@pytest.mark.parametrize("passes", ["paged", "quant,paged"])
+def test_genai_generates_the_same_greedy_text(tiny, exported, passes):
+    genai = pytest.importorskip("onnxruntime_genai")
+    folder = exported("llama", passes=passes)
+    prompt = [7, 30, 44, 100, 9]
+    model = genai.Model(str(folder))
+    params = genai.GeneratorParams(model)
+    params.set_search_options(max_length=len(prompt) + 24, min_length=len(prompt) + 24)
+    generator = genai.Generator(model, params)
+    generator.append_tokens(np.array([prompt], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    theirs = generator.get_sequence(0).tolist()[len(prompt) :]
+    config = EngineConfig(num_blocks=16)
+    with Engine(tiny("llama", passes=passes), target="reference", config=config) as engine:
+        params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, min_tokens=24)
+        (ours,) = engine.generate([prompt], params)
+    assert theirs == list(ours.completions[0].token_ids)
+
+
+def test_the_config_for_genai_names_what_the_model_has(exported):
+    folder = exported("gemma3")
+    config = json.loads((folder / "genai_config.json").read_text())
+    inputs = {it.name for it in onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.input}
+    decoder = config["model"]["decoder"]
+    for layer in range(decoder["num_hidden_layers"]):
+        assert decoder["inputs"]["past_key_names"] % layer in inputs
+    assert config["model"]["vocab_size"] == 264
+
+
+def test_what_cannot_be_exported_is_named(tiny, tmp_path):
+    with pytest.raises(RequestError, match="paged"):
+        OnnxFormat().export(load_artifact(tiny("llama", passes="")), tmp_path / "a")
+    assert not (tmp_path / "a").exists()

@@ -1,0 +1,116 @@
+"""The onnx target against the reference: every tiny architecture, whole and in pieces, alone and together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import optpipe
+from optpipe.artifact import load_artifact
+from optpipe.errors import CapacityError, RequestError
+from optpipe.targets.protocol import StepInputs
+from optpipe.testing import tiny_names
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from optpipe_kernels.onnx.target import OnnxTarget
+
+TOKENS = np.random.default_rng(0).integers(0, 250, 40)  # past every window
+BOUND = 2e-5  # of a logit near 1 to 10, both sides in float32
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTPIPE_CACHE", str(tmp_path / "cache"))
+
+
+def loaded(path, **options):
+    return OnnxTarget().load_artifact(load_artifact(path), threads=1, slot_tokens=64, **options)
+
+
+def step_of(pieces, tokens):
+    """Pieces (slot, begin, end) of the same tokens as one step, with every row's logits."""
+    spans = [np.arange(begin, end) for _, begin, end in pieces]
+    at = np.concatenate(spans)
+    return StepInputs(
+        token_ids=tokens[at],
+        positions=at,
+        slot_mapping=np.concatenate(
+            [slot * 64 + span for (slot, _, _), span in zip(pieces, spans, strict=True)]
+        ),
+        query_start=np.cumsum([0, *map(len, spans)]).astype(np.int32),
+        context_lens=np.array([end for _, _, end in pieces], np.int32),
+        block_tables=np.array([[slot] for slot, _, _ in pieces], np.int32),
+        logit_rows=np.arange(len(at)),
+    )
+
+
+@pytest.mark.parametrize("name", tiny_names())
+def test_every_architecture_equals_the_reference_whole_and_in_pieces(tiny, name):
+    path = tiny(name)
+    wanted = optpipe.load(path).logits(TOKENS)
+    executor = loaded(path)
+    assert np.abs(executor.logits(TOKENS) - wanted).max() < BOUND
+    executor.allocate(4)
+    for begin, end in ((0, 13), (13, 14), (14, 40)):
+        # Slot 2 runs the same tokens; slots 1 and 3 sit out in between.
+        found = executor.submit(step_of([(0, begin, end), (2, begin, end)], TOKENS)).result()
+        for rows in np.split(found.logits, 2):
+            assert np.abs(rows - wanted[begin:end]).max() < BOUND
+        np.testing.assert_array_equal(found.token_ids, found.logits.argmax(-1))
+
+
+@pytest.mark.parametrize("passes", ["quant,paged", "quant{bits=8},paged", "quant{zero=float},paged"])
+def test_quantized_layers_equal_the_reference(tiny, passes):
+    path = tiny("llama", passes=passes)
+    wanted = optpipe.load(path).logits(TOKENS)
+    assert np.abs(loaded(path).logits(TOKENS) - wanted).max() < BOUND
+    rounded = loaded(path, activations="int8").logits(TOKENS)
+    assert BOUND < np.abs(rounded - wanted).max() < 0.3  # rounded indeed, and not to something else
+
+
+def test_a_step_mixes_prompts_chunks_and_single_tokens(tiny):
+    path = tiny("llama")
+    wanted = optpipe.load(path).logits(TOKENS)
+    executor = loaded(path)
+    executor.allocate(6)
+    executor.submit(step_of([(5, 0, 20), (1, 0, 7), (3, 0, 20)], TOKENS)).result()
+    pieces = [(0, 0, 9), (1, 7, 8), (3, 20, 24), (5, 20, 24)]
+    found = executor.submit(step_of(pieces, TOKENS)).result().logits
+    expected = np.concatenate([wanted[begin:end] for _, begin, end in pieces])
+    assert np.abs(found - expected).max() < BOUND
+
+
+def test_tokens_alone_come_without_logits(tiny):
+    executor = loaded(tiny("llama"))
+    executor.allocate(1)
+    step = step_of([(0, 0, 9)], TOKENS)
+    alone = executor.submit(step, logits=False).result()
+    assert alone.logits is None
+    np.testing.assert_array_equal(alone.token_ids, executor.submit(step).result().token_ids)
+
+
+def test_what_it_cannot_do_is_said(tiny):
+    with pytest.raises(RequestError, match="runs on cpu or cuda"):
+        loaded(tiny("llama"), device="tpu")
+    with pytest.raises(RequestError, match="CUDAExecutionProvider"):
+        loaded(tiny("llama"), device="cuda")
+    executor = loaded(tiny("llama"))
+    with pytest.raises(CapacityError, match="allocate"):
+        executor.submit(step_of([(0, 0, 3)], TOKENS))
+    with pytest.raises(CapacityError, match="f32 only"):
+        executor.allocate(1, kv_dtype="i8")
+    executor.allocate(1)
+    with pytest.raises(RequestError, match="slot"):
+        executor.submit(step_of([(1, 0, 3)], TOKENS))
+
+
+def test_the_export_is_kept_and_made_anew_for_other_options(tiny, tmp_path):
+    loaded(tiny("llama"))
+    (first,) = (tmp_path / "cache" / "onnx").iterdir()
+    written = (first / "model.onnx").stat().st_mtime_ns
+    loaded(tiny("llama"))
+    assert (first / "model.onnx").stat().st_mtime_ns == written
+    loaded(tiny("llama"), activations="int8")
+    assert len(list((tmp_path / "cache" / "onnx").iterdir())) == 2
