@@ -13,6 +13,7 @@ Source: Ba, Kiros and Hinton 2016; equals the body ``optpipe.dialect.layer_norm`
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -159,7 +160,7 @@ def layer_norm(
 
 def shipped(key: str) -> Iterator[Launch]:
     """Norms of GPT-NeoX and Cohere shapes, with an addition, without a bias, and one a head."""
-    meta = {"device": "meta", "dtype": torch.bfloat16}
+    meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
     wide, weight = torch.empty(64, 6144, **meta), torch.empty(6144, **meta)
     into = results(wide, add=True, quantize="none", write=True)
     yield from launches(wide, wide, weight, weight, into, eps=1e-5)

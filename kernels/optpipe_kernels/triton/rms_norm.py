@@ -218,7 +218,7 @@ def add_rms_norm(
 
 def shipped(key: str) -> Iterator[Launch]:
     """Norms of the models at hand: a Llama's layer, its 8-bit forms, the heads of Qwen3 and Gemma 3."""
-    meta = {"device": "meta", "dtype": torch.bfloat16}
+    meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
     wide, weight = torch.empty(64, 4096, **meta), torch.empty(4096, **meta)
     for quantize in ("none", "int8", "fp8"):
         into = results(wide, add=True, quantize=quantize, write=quantize == "none")

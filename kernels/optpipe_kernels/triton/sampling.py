@@ -163,7 +163,7 @@ def draw_many_kernel(
         peak = tl.load(peaks_ptr + row)
         bound, cut = tl.load(states_ptr + row * 4 + 1), tl.load(states_ptr + row * 4 + 2)
         block = tl.arange(0, BLOCKS)
-        token, attempt, more = 0, seed & 0, True
+        token, attempt, more = cut * 0, seed & 0, True
         goal = -peak.to(tl.float64) * 0.0
         while more:
             sums = tl.zeros((BLOCKS,), tl.float64)
@@ -264,14 +264,17 @@ def launches(logits: torch.Tensor, chosen: Settings, tokens: torch.Tensor) -> tu
     values = torch.empty((rows, FEW), dtype=torch.float32, device=device)
     ids = torch.empty((rows, FEW), dtype=torch.int32, device=device)
     floats, integers = chosen.floats, chosen.integers
-    block = min(BLOCK, triton.next_power_of_2(size))
+    halves = (
+        1 if logits.dtype is torch.float32 else 2
+    )  # 16 bits: as many values a thread, with room to convert
+    block, warps = min(BLOCK // halves, triton.next_power_of_2(size)), WARPS // halves
     blocks = triton.next_power_of_2(triton.cdiv(size, block))
     stride = logits.stride(0)
     grid = (rows, 1, 1)
     return (
         Launch(
             select_kernel, grid, (logits, floats, integers, tokens, states, peaks, values, ids, size, stride),
-            {"BLOCK": block, "FEW": FEW}, num_warps=WARPS, num_stages=1,
+            {"BLOCK": block, "FEW": FEW}, num_warps=warps, num_stages=1,
         ),
         Launch(
             draw_few_kernel, grid, (floats, integers, tokens, states, peaks, values, ids),
@@ -279,7 +282,7 @@ def launches(logits: torch.Tensor, chosen: Settings, tokens: torch.Tensor) -> tu
         ),
         Launch(
             draw_many_kernel, grid, (logits, floats, integers, tokens, states, peaks, size, stride),
-            {"BLOCK": block, "BLOCKS": blocks}, num_warps=WARPS, num_stages=1,
+            {"BLOCK": block, "BLOCKS": blocks}, num_warps=warps, num_stages=1,
         ),
     )  # fmt: skip
 
