@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -123,6 +124,8 @@ def command(model: str, **options: Any) -> int:
         app = create_app(engine, config, traces=traces)
         _introduce(engine, config, options["host"])
         listener = Listener(app, config, options["host"], options["port"], _say_where(options["host"]))
+        gc.collect()
+        gc.freeze()  # what is here now stays, so that the collector need not look at it again
         _run(listener, options)
     if traces is not None:
         traces.shutdown()  # sends what is left

@@ -28,14 +28,15 @@ ROOT = Path(__file__).parents[3]
 # Settings that have a flag written out in the command, or none at all.
 ELSEWHERE = {
     *("model_name", "api_keys", "allowed_hosts"),  # of the server
-    *("policy", "prefix_caching", "kv_memory", "speculation", "draft_model"),  # of the engine
+    *("policy", "prefix_caching", "kv_memory", "speculation", "draft_model", "draft_layers"),  # of the engine
     *("request_timeout", "stall_timeout"),  # the server's own stand for them
 }
 INTERNAL = {"max_failures", "intake_threads"}
 
 # The command over a fake executor: a step takes as long as the environment says.
 PROGRAM = """
-import os, sys
+import atexit, gc, os, sys
+atexit.register(lambda: print("frozen:", gc.get_freeze_count(), file=sys.stderr))
 sys.path.insert(0, {root!r})
 import optpipe_runtime.engine as engines
 from tests.runtime.server.kit import CONTEXT, EOS, LetterExecutor, tokenizer
@@ -133,11 +134,18 @@ def test_says_what_it_serves_and_drains_at_the_first_signal() -> None:
         found: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: found.append(server.post(max_tokens=50)))
         thread.start()
-        while httpx.get(f"{server.url}/metrics").text.find('num_requests_running{model_name="tiny"} 1.0') < 0:
+        while (
+            httpx.get(f"{server.url}/metrics", timeout=20).text.find(
+                'num_requests_running{model_name="tiny"} 1.0'
+            )
+            < 0
+        ):
             pass
         assert server.stop(signal.SIGTERM) == 0
         thread.join(10)
         assert found[0].json()["usage"]["completion_tokens"] == 50
+    (frozen,) = [int(it.split()[1]) for it in server.lines if it.startswith("frozen:")]
+    assert frozen > 50_000, "the collector looks at what start-up made again and again"
     records = [json.loads(it) for it in server.lines if it.startswith("{")]
     assert [it["signal"] for it in records if it["event"] == "draining"] == ["SIGTERM"]
     (request,) = [it for it in records if it.get("path") == "/v1/completions"]
@@ -156,7 +164,12 @@ def test_the_second_signal_stops_at_once() -> None:
 
         thread = threading.Thread(target=ask)
         thread.start()
-        while httpx.get(f"{server.url}/metrics").text.find('num_requests_running{model_name="tiny"} 1.0') < 0:
+        while (
+            httpx.get(f"{server.url}/metrics", timeout=20).text.find(
+                'num_requests_running{model_name="tiny"} 1.0'
+            )
+            < 0
+        ):
             pass
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
