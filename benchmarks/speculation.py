@@ -4,10 +4,12 @@
     python benchmarks/speculation.py simulation              against executors of stated step costs
     python benchmarks/speculation.py copy build/smollm2      a copy-heavy workload through the engine
     python benchmarks/speculation.py copy M --draft D        … with another artifact as the draft model
+    python benchmarks/speculation.py wall build/smollm2      wall clock against plain decoding, copy and chat
 
 ``simulation`` runs on a clock that only moves when told to, so its ratios are the same everywhere: seconds of
 plain decoding over seconds with speculation. ``copy`` generates greedily and checks that the text is that of
-plain decoding. Every command prints a table, and with --json one line of JSON instead.
+plain decoding. ``wall`` measures in turns on prompts that no constant was chosen on, and writes its table to
+benchmarks/results/ with --write. Every command prints a table, and with --json one line of JSON instead.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from optpipe_runtime.speculation import (  # noqa: E402
     Controller,
     DraftProposer,
     FixedController,
+    LayersProposer,
     NgramProposer,
     Proposer,
     Speculator,
@@ -152,6 +155,74 @@ def copy(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def wall(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Speed-ups of decoding one request at a time; ``speculation_wall`` says how they are measured."""
+    import speculation_wall
+
+    from optpipe_runtime.engine import Engine, EngineConfig
+
+    options = {"activations": args.activations} if args.activations else {}
+    config = EngineConfig(num_blocks=args.blocks, seed=0)
+    found = {}
+    with Engine(args.artifact, args.target, config=config, **options) as engine:
+        makes = wall_makes(engine, args)
+        for name, (prompts, params) in workloads(args).items():
+            rows = speculation_wall.measure(
+                engine, prompts, makes, rounds=args.rounds, tokens=args.tokens, **params
+            )
+            found.update(speculation_wall.parted(rows) if name == "copy" else {name: rows})
+    for name, rows in found.items():
+        print(f"{name}: {speculation_wall.overall(rows, list(makes))}", file=sys.stderr)
+    if args.write:
+        write_wall(args, list(makes), found)
+    return [{"workload": name, **row} for name, rows in found.items() for row in rows]
+
+
+def workloads(args: argparse.Namespace) -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
+    """Prompts and sampling of the workloads that were asked for."""
+    from speculation_prompts import CHAT, EDITS, QUOTES
+
+    found: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+        "copy": (COPY_HEAVY if args.tuning else {**EDITS, **QUOTES}, {"temperature": 0}),
+        "chat": (CHAT, {"temperature": 0}),
+        "chat, sampled": (CHAT, {"temperature": 0.8, "top_p": 0.95, "seed": 1}),
+    }
+    return {name: found[name] for name in args.workload or found}
+
+
+def write_wall(args: argparse.Namespace, kinds: list[str], found: dict[str, list[dict[str, Any]]]) -> None:
+    """Put workloads into the results; those that were not measured now stay as they are."""
+    import speculation_wall
+
+    place = HOME / "benchmarks" / "results" / "speculation.json"
+    facts = {
+        "artifact": Path(args.artifact).resolve().name,
+        "target": args.target,
+        "activations": args.activations,
+        "machine": args.machine,
+        "kinds": kinds,
+    }
+    result = json.loads(place.read_text()) if place.exists() else {}
+    known, rounds = result.pop("workloads", {}), result.pop("rounds", {})
+    if result != facts:  # of another artifact, or another machine
+        known, rounds = {}, {}
+    rounds |= dict.fromkeys(found, args.rounds)
+    result = {**facts, "rounds": rounds, "workloads": {**known, **found}}
+    place.write_text(json.dumps(result, indent=1) + "\n")
+    place.with_suffix(".md").write_text(speculation_wall.page(result))
+
+
+def wall_makes(engine: Any, args: argparse.Namespace) -> dict[str, Callable[[], Speculator]]:
+    def maker(make: Callable[[], Proposer]) -> Callable[[], Speculator]:
+        return lambda: Speculator(make(), Controller(max_drafts=args.drafts), end_tokens=engine.eos)
+
+    found = {name: maker(make) for name, make in PROPOSERS.items()}
+    if args.layers:
+        executor, lender = engine._loop._runner._executor, engine._loop._scheduler
+        found["layers"] = maker(lambda: LayersProposer(executor, lender, layers=args.layers))
+    return found
+
+
 def settings(args: argparse.Namespace) -> list[tuple[str, Controller]]:
     found: list[tuple[str, Controller]] = [("none", Controller())]
     for name in [*PROPOSERS, *(["draft"] if args.draft else [])]:
@@ -207,6 +278,18 @@ def measured(engine: Any, speculator: Speculator | None, prompt: str, tokens: in
     return row
 
 
+def processor() -> str:
+    """The processor's name and how many of it, as the system says."""
+    import os
+
+    names = [
+        it.split(":")[1].strip()
+        for it in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in it
+    ]
+    return f"{names[0] if names else 'unknown'}, {len(os.sched_getaffinity(0))} cores"
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     names = list(rows[0])
     widths = [max(len(name), *(len(str(row[name])) for row in rows)) for name in names]
@@ -236,6 +319,20 @@ def main() -> None:
     three.add_argument("--drafts", type=int, default=8, help="a sequence and step, at most")
     three.add_argument("--blocks", type=int, default=128)
     three.set_defaults(run=copy)
+    four = commands.add_parser("wall")
+    four.add_argument("artifact")
+    four.add_argument("--target", default="cpu")
+    four.add_argument("--activations", help="of the cpu target")
+    four.add_argument("--layers", type=int, help="also draft by so many of the model's first layers")
+    four.add_argument("--tokens", type=int, default=128)
+    four.add_argument("--drafts", type=int, default=8, help="a sequence and step, at most")
+    four.add_argument("--rounds", type=int, default=5)
+    four.add_argument("--blocks", type=int, default=128)
+    four.add_argument("--workload", action="append", choices=["copy", "chat", "chat, sampled"])
+    four.add_argument("--tuning", action="store_true", help="on the prompts that constants are chosen on")
+    four.add_argument("--machine", default=processor(), help="what the table calls this machine")
+    four.add_argument("--write", action="store_true", help="write benchmarks/results/speculation.{json,md}")
+    four.set_defaults(run=wall)
     args = parser.parse_args()
     rows = args.run(args)
     print(json.dumps(rows) if args.json else table(rows))
