@@ -45,7 +45,8 @@ class Cache:
         if wrong or self.keys.dtype != self.values.dtype:
             raise KernelError(
                 f"keys {tuple(k.shape)} and values {tuple(v.shape)} do not fit caches"
-                f" {tuple(self.keys.shape)} of {self.keys.dtype} and {tuple(self.values.shape)} of {self.values.dtype}"
+                f" {tuple(self.keys.shape)} of {self.keys.dtype} and {tuple(self.values.shape)}"
+                f" of {self.values.dtype}"
             )
         if any((scales is None) == (self.kind > 0) for scales in (self.k_scales, self.v_scales)):
             need = "needs" if self.kind else "takes no"

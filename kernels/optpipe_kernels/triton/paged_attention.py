@@ -19,11 +19,7 @@ from .kv_cache import KINDS
 from .launch import Launch
 from .paged_decode import paged_decode_kernel, paged_reduce_kernel
 from .paged_prefill import paged_prefill_kernel
-from .tiles import device_key
-
-# Columns of values that a batch-invariant program sums: its rows are 64 or more, and a prefill's sums stand
-# in registers twice. Programs that share keys read them from L2.
-WIDEST_VALUES: Final = 128
+from .tiles import Tile, device_key
 
 
 def paged_attention(
@@ -112,7 +108,7 @@ def launches(
     """
     if work.most_tokens:
         programs = programs or _programs(out.device)
-        yield from _decode(operands, work, out, tiles, programs, spanned=batch_invariant)
+        yield from _decode(operands, work, out, tiles, programs)
     if len(work.block_sequence):
         yield _prefill(operands, work, out, tiles, spanned=batch_invariant)
 
@@ -124,7 +120,7 @@ def _programs(device: torch.device) -> int:
 
 
 def _decode(
-    operands: Operands, work: Work, out: torch.Tensor, tiles: Tiles, programs: int, *, spanned: bool
+    operands: Operands, work: Work, out: torch.Tensor, tiles: Tiles, programs: int
 ) -> Iterator[Launch]:
     shape, heads, items = operands.shape, operands.shape.heads, len(work.item_sequence)
     sequences = len(operands.context_lens)
@@ -133,9 +129,9 @@ def _decode(
         out.new_empty((items, heads, work.most_tokens, width) if partial else (1,), dtype=torch.float32)
         for width in (shape.value_dim, 1, 1)
     ]
-    values = _value_block(shape.value_dim, spanned)
+    values = _value_block(shape.value_dim, tiles.decode)
     axis = shape.kv_heads * tiles.head_blocks * -(-shape.value_dim // values)
-    constants = _constants(operands, tiles.decode.constants) | {
+    constants = _constants(operands, tiles.decode) | {
         "PACK": tiles.pack, "NATIVE": tiles.native, "BLOCK_DV": values,
     }  # fmt: skip
     yield Launch(
@@ -164,7 +160,7 @@ def _decode(
 
 def _prefill(operands: Operands, work: Work, out: torch.Tensor, tiles: Tiles, *, spanned: bool) -> Launch:
     shape, prefill = operands.shape, tiles.prefill
-    values = _value_block(shape.value_dim, spanned)
+    values = _value_block(shape.value_dim, prefill)
     heads = shape.kv_heads * tiles.head_blocks
     return Launch(
         paged_prefill_kernel,
@@ -174,7 +170,7 @@ def _prefill(operands: Operands, work: Work, out: torch.Tensor, tiles: Tiles, *,
             work.block_sequence, work.block_token, operands.sinks, operands.alibi,
             operands.scale, *_strides(operands),
         ),
-        _constants(operands, prefill.constants)
+        _constants(operands, prefill)
         | {"PACK": tiles.pack, "NATIVE": tiles.native, "BLOCK_DV": values, "SPANNED": spanned},
         prefill.num_warps, prefill.num_stages, name=_title("paged_prefill", operands),
     )  # fmt: skip
@@ -195,10 +191,11 @@ def _strides(operands: Operands) -> tuple[int, ...]:
     return (*rows, *k.stride()[:3], *v.stride()[:3], *scales)
 
 
-def _constants(operands: Operands, tile: Any) -> dict[str, Any]:
+def _constants(operands: Operands, tile: Tile) -> dict[str, Any]:
     shape = operands.shape
+    sizes = {name: size for name, size in tile.constants.items() if name != "VALUES"}
     return {
-        **tile, "KV_HEADS": shape.kv_heads, "GROUP": shape.group, "PAGE": operands.k_cache.shape[1],
+        **sizes, "KV_HEADS": shape.kv_heads, "GROUP": shape.group, "PAGE": operands.k_cache.shape[1],
         "D": shape.head_dim, "DV": shape.value_dim, "BLOCK_D": _block(shape.head_dim),
         "KIND": operands.kind, "WINDOW": operands.window,
         "CHUNK": operands.chunk, "SOFTCAP": operands.softcap,
@@ -206,9 +203,10 @@ def _constants(operands: Operands, tile: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _value_block(width: int, spanned: bool) -> int:
-    """Columns of values a program: all, or equal parts of them."""
-    return WIDEST_VALUES if spanned and width % WIDEST_VALUES == 0 else _block(width)
+def _value_block(width: int, tile: Tile) -> int:
+    """Columns of values a program: all, or equal parts of them, whose programs read the keys from L2."""
+    most = tile.constants["VALUES"]
+    return most if width > most and width % most == 0 else _block(width)
 
 
 def _block(width: int) -> int:
@@ -242,6 +240,15 @@ def shipped(key: str) -> Iterator[Launch]:
         empty = torch.empty(64, dtype=torch.int32, device="meta")
         work = Work(empty[:9], empty, empty, empty, tokens=64, most_tokens=1, most_items=8)
         yield from launches(operands, work, operands.q, tiles, batch_invariant=invariant)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """Tiles of 64 rows go through the newest matrix instructions; keys come in copies of 16 bytes."""
+    if launch.kernel is paged_reduce_kernel:
+        return ("ld.global.v",)
+    older = key == "sm_80" or launch.constants["BLOCK_M"] < 64
+    newest = {"sm_90": "wgmma.mma_async.sync.aligned.m64n", "sm_100": "tcgen05.mma.cta_group"}
+    return "mma.sync.aligned.m16n8k16" if older else newest[key], "cp.async.cg.shared.global"
 
 
 def _meta_operands(

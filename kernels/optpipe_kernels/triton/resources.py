@@ -61,20 +61,20 @@ def main() -> None:
     parser.add_argument("--op", default="", help="only this module, paged_attention for example")
     parser.add_argument("--kernel", default="", help="only launches whose title contains this")
     parser.add_argument("--chip", type=int, choices=CAPABILITIES, action="append", help="default: all")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON, a line each")
     chosen = parser.parse_args()
-    rows = list(compiled(tuple(chosen.chip or CAPABILITIES), chosen.op, chosen.kernel))
-    if chosen.json:
-        hidden = {"ptx", "cubin", "ttgir"}
-        print(
-            json.dumps([{k: v for k, v in asdict(c).items() if k not in hidden} for _, c in rows], indent=1)
-        )
-        return
-    print(f"{'chip':7}{'launch':46}{'warps':>6}{'stages':>7}{'registers':>10}{'spills':>7}{'shared':>8}")
-    for launch, built in rows:
+    chips = tuple(chosen.chip or CAPABILITIES)
+    if not chosen.json:
+        print(f"{'chip':7}{'launch':46}{'warps':>6}{'stages':>7}{'registers':>10}{'spills':>7}{'shared':>8}")
+    for launch, built in compiled(chips, chosen.op, chosen.kernel):
+        if chosen.json:  # a line each
+            hidden = {"ptx", "cubin", "ttgir"}
+            print(json.dumps({k: v for k, v in asdict(built).items() if k not in hidden}), flush=True)
+            continue
         print(
             f"sm_{built.capability:<4}{built.name:46}{launch.num_warps:6}{launch.num_stages:7}"
-            f"{built.registers:10}{built.spills:7}{built.shared:8}"
+            f"{built.registers:10}{built.spills:7}{built.shared:8}",
+            flush=True,
         )
 
 

@@ -214,7 +214,7 @@ def kv_write(
 
 
 def rope_kv_write(
-    q: torch.Tensor,
+    q: torch.Tensor | None,
     k: torch.Tensor,
     v: torch.Tensor,
     cos: torch.Tensor,
@@ -222,11 +222,11 @@ def rope_kv_write(
     cache: Cache,
     *,
     interleaved: bool = False,
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """Turn queries and keys by their positions, and write keys and values into their slots.
 
     Args:
-        q: [T, H, D]; tokens and heads may lie in a wider tensor.
+        q: [T, H, D]; tokens and heads may lie in a wider tensor. None where another kernel turns them.
         k: [T, H_kv, D], likewise.
         v: [T, H_kv, Dv], likewise.
         cos, sin: [T, R] with R ≤ D.
@@ -234,13 +234,13 @@ def rope_kv_write(
         interleaved: pairs are neighbours, not halves.
 
     Returns:
-        The turned queries, [T, H, D], contiguous.
+        The turned queries, [T, H, D], contiguous; None without queries.
 
     Raises:
         KernelError: operands disagree.
     """
     cache.check(k, v)
-    out = q.new_empty(q.shape)
+    out = None if q is None else q.new_empty(q.shape)
     launch(q, k, v, cos, sin, out, cache, interleaved=interleaved).run()
     return out
 
