@@ -150,10 +150,12 @@ def launches(
     """The launches: logits [R, V] with contiguous rows, bits [n, ≥ V/32] int32, out [R, V] float32."""
     rows, size = logits.shape
     masked = None if bits is None else rules.masked
+    suffix = "" if bits is None else " with a mask"
     words = 0 if bits is None else bits.stride(0)
     copy = Launch(
         mask_kernel, (rows, triton.cdiv(size, BLOCK), 1),
         (logits, bits, masked, out, size, logits.stride(0), words), {"BLOCK": BLOCK}, num_stages=1,
+        name="mask_kernel" + suffix,
     )  # fmt: skip
     edit = Launch(
         edit_kernel, (rows, 1, 1),
@@ -161,7 +163,7 @@ def launches(
             logits, rules.starts, rules.ids, rules.biases, rules.counts, rules.flags, rules.penalties,
             bits, masked, out, size, logits.stride(0), words,
         ),
-        {"ENTRIES": ENTRIES}, num_stages=1,
+        {"ENTRIES": ENTRIES}, num_stages=1, name="edit_kernel" + suffix,
     )  # fmt: skip
     return (copy, edit) if rules.ids.shape[0] else (copy,)
 

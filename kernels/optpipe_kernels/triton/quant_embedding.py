@@ -67,7 +67,9 @@ def launches(
     groups = scale.shape[1]
     args = (ids, packed, scale, minimum, out, count, words, groups, words * 32 // bits // groups, factor)
     grid = (ids.shape[0], triton.cdiv(words, WORDS), 1)
-    return (Launch(quant_embedding_kernel, grid, args, {"BITS": bits, "WORDS": WORDS}, num_stages=1),)
+    title = f"quant_embedding w{bits}" + ("" if minimum is None else " with a minimum")
+    constants = {"BITS": bits, "WORDS": WORDS}
+    return (Launch(quant_embedding_kernel, grid, args, constants, num_stages=1, name=title),)
 
 
 def quant_embedding(

@@ -156,7 +156,8 @@ def launches(
         0 if there is None else there.inner_stride,
     )
     grid = (triton.cdiv(here.count, constants["ROWS"]), 1, 1)
-    return (Launch(rms_norm_kernel, grid, args, constants, num_warps=warps, num_stages=1),)
+    title = ("" if residual is None else "add_") + "rms_norm" + ("" if branch is None else " after one")
+    return (Launch(rms_norm_kernel, grid, args, constants, num_warps=warps, num_stages=1, name=title),)
 
 
 def norm(
