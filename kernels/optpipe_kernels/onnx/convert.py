@@ -61,7 +61,9 @@ def _inputs(c: Converter) -> None:
     c.names["input_ids"], c.names["position_ids"] = c.reshape(ids, [-1]), c.reshape(positions, [-1])
     c.shared["position_rows"] = positions
     c.shared["batch_and_sequence"] = c.emit("Shape", ids)
-    if c.options.rows == "chosen":
+    if not c.options.microsoft:
+        _lengths_of_cache(c)
+    elif c.options.rows == "chosen":
         _lengths_given(c)
     else:
         _lengths_of_mask(c)
@@ -85,6 +87,16 @@ def _lengths_of_mask(c: Converter) -> None:
     c.shared["key_positions"] = c.emit("Range", c.constant(0), total, c.constant(1))
 
 
+def _lengths_of_cache(c: Converter) -> None:
+    """Of the standard form: buffers of a fixed length, written from each row's first position on."""
+    first = next(item.value for item in c.program.inputs if item.kind == "cache")
+    name = f"past_key_values.{first.name.rpartition('.')[2]}.key"
+    total = c.emit("Gather", c.emit("Shape", name), c.constant(2), axis=0)
+    c.shared["key_positions"] = c.emit("Range", c.constant(0), total, c.constant(1))
+    begins = c.emit("Gather", c.shared["position_rows"], c.constant(0), axis=1)
+    c.shared["write_indices"] = begins
+
+
 def _lengths_given(c: Converter) -> None:
     """As the executor over slots says it: each row's length and its number of new tokens."""
     for name in ("seqlens_k", "query_seqlens"):
@@ -104,9 +116,10 @@ def _outputs(c: Converter) -> None:
         c.writer.node("ArgMax", [name], outputs=["token_ids"], axis=-1, keepdims=0)
         c.writer.output("token_ids", np.int64, ["rows"])
     else:
-        shape = c.constant([-1, 1, vocabulary])
         if c.options.rows == "all":
             shape = c.emit("Concat", c.shared["batch_and_sequence"], c.constant([vocabulary]), axis=0)
+        else:
+            shape = c.constant([-1, 1, vocabulary])
         c.writer.node("Reshape", [name, shape], outputs=["logits"])
         c.writer.output(
             "logits", np.float32, ["batch", 1 if c.options.rows == "last" else "sequence", vocabulary]

@@ -26,6 +26,7 @@ from .rules import RULES
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 _OPSET = 23
+_STANDARD_OPSET = 24  # has TensorScatter
 _CONTEXT = 2048  # positions, of a model that does not say
 _OURS = ("graph.opt", "model.safetensors.index.json")
 
@@ -43,7 +44,7 @@ def export_onnx(artifact: Artifact, target: Path, options: ExportOptions) -> Non
     with written_whole(target, replaceable=False) as folder:
         write_model(artifact, folder, options)
         config = genai_config(artifact, context=options.context, model=MODEL)
-        if config is not None:
+        if config is not None and options.microsoft:  # its generator gives a mask, and buffers that grow
             (folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n")
         for name in artifact.manifest.files:
             if not name.endswith(".safetensors") and name not in _OURS:
@@ -67,7 +68,8 @@ def write_model(artifact: Artifact, folder: Path, options: ExportOptions) -> Pat
             "Only a paged artifact has the cache that the ONNX model takes.",
             hint="optimize it with --passes paged",
         )
-    with ModelWriter(folder, DATA, _OPSET) as writer:
+    opset = _OPSET if options.microsoft else _STANDARD_OPSET
+    with ModelWriter(folder, DATA, opset) as writer:
         converter = Converter(artifact.program, writer, options, reader(artifact), _plugins())
         convert(converter)
         return writer.save(MODEL, metadata={"optpipe.pipeline": artifact.manifest.pipeline})

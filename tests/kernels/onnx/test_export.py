@@ -7,8 +7,10 @@ import json
 import numpy as np
 import pytest
 
+import optpipe
 from optpipe.artifact import load_artifact
 from optpipe.errors import RequestError
+from optpipe.testing import tiny_names
 from optpipe_runtime.engine import Engine, EngineConfig
 from optpipe_runtime.sampling import SamplingParams
 
@@ -16,6 +18,8 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from optpipe_kernels.onnx.format import OnnxFormat  # noqa: E402
+
+TOKENS = np.random.default_rng(0).integers(0, 250, 40)  # past every window
 
 
 @pytest.fixture
@@ -74,6 +78,45 @@ def run(folder, ids):
         "position_ids": np.tile(np.arange(length), (batch, 1)),
     }
     return session.run(["logits"], given)[0]
+
+
+@pytest.mark.parametrize("name", tiny_names())
+def test_the_standard_form_of_every_architecture_equals_the_reference(tiny, exported, name):
+    check_standard(tiny(name), exported(name, ops="standard", logits="all"))
+
+
+@pytest.mark.parametrize("passes", ["quant,paged", "quant{bits=8},paged", "quant{zero=float},paged"])
+def test_the_standard_form_of_quantized_layers_equals_the_reference(tiny, exported, passes):
+    check_standard(
+        tiny("llama", passes=passes), exported("llama", passes=passes, ops="standard", logits="all")
+    )
+
+
+def check_standard(artifact, folder):
+    """Two rows in two steps, over buffers that the caller owns; no operator of any runtime's own."""
+    path = str(folder / "model.onnx")
+    assert {it.domain for it in onnx.load(path, load_external_data=False).graph.node} == {""}
+    wanted = optpipe.load(artifact).logits(TOKENS)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    outputs = [it.name for it in session.get_outputs()]
+    cache = {
+        it.name: np.zeros((2, it.shape[1], 48, it.shape[3]), np.float32)
+        for it in session.get_inputs()
+        if it.name.startswith("past")
+    }
+    for begin, end in ((0, 29), (29, 30), (30, 40)):
+        rows = {
+            "input_ids": np.tile(TOKENS[begin:end], (2, 1)),
+            "position_ids": np.tile(np.arange(begin, end), (2, 1)),
+        }
+        logits, *present = session.run(outputs, {**cache, **rows})
+        cache = {
+            name.replace("present", "past_key_values"): it
+            for name, it in zip(outputs[1:], present, strict=True)
+        }
+        assert np.abs(logits - wanted[None, begin:end]).max() < 2e-5
 
 
 @pytest.mark.parametrize("passes", ["paged", "quant,paged"])

@@ -14,7 +14,7 @@ from optpipe.program.program import Arg, Node, WeightRef
 
 from ..converter import Converter, UnmappedError, argument, tensor_type
 from .arithmetic import activation
-from .quantized import dequantized, grid, matmul
+from .quantized import grid, product
 from .table import maps
 
 Linear = Callable[[str, int], str]
@@ -72,11 +72,7 @@ def _packed(c: Converter, args: tuple[Arg, ...], bias: Arg, bits: int) -> Linear
     def run(x: str, expert: int) -> str:
         low = None if minimum is None else minimum[expert]
         found = grid(packed[expert], scale[expert], low, bits)
-        added, own = _bias(c, bias, expert), f"{name}.{expert}"
-        if c.options.microsoft:
-            return matmul(c, x, own, found, added)
-        made: str = c.emit("Gemm", x, dequantized(c, own, found), added, transB=1)
-        return made
+        return product(c, x, f"{name}.{expert}", found, _bias(c, bias, expert))
 
     return run
 

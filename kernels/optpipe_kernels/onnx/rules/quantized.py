@@ -99,11 +99,15 @@ def stored_grid(c: Converter, packed: Arg, scale: Arg, minimum: Arg, bits: int) 
     return first, grid(c.read(first), c.read(cast("WeightRef", scale).name), low, bits)
 
 
-def matmul(c: Converter, x: str, name: str, found: Grid, bias: str | None) -> str:
-    """``MatMulNBits`` over a grid stored under ``name``."""
+def product(c: Converter, x: str, name: str, found: Grid, bias: str | None) -> str:
+    """x · Wᵀ + bias over a grid stored under ``name``: ``MatMulNBits``, or standard operators."""
+    return _matmul(c, x, name, found, bias) if c.options.microsoft else _standard(c, x, name, found, bias)
+
+
+def _matmul(c: Converter, x: str, name: str, found: Grid, bias: str | None) -> str:
     rows, blocks = found.scale.shape
     codes = c.writer.tensor(f"{name}.blob", found.codes.reshape(rows, blocks, -1), data_of=name)
-    scale = c.writer.tensor(f"{name}.scales", found.scale.reshape(rows, blocks))
+    scale = c.writer.tensor(f"{name}.scales", found.scale)
     zero = None if found.zero is None else c.writer.tensor(f"{name}.zero_points", found.zero)
     made: str = c.microsoft(
         "MatMulNBits", x, codes, scale, zero, None, bias, N=rows, K=found.inputs, bits=found.bits,
@@ -112,37 +116,34 @@ def matmul(c: Converter, x: str, name: str, found: Grid, bias: str | None) -> st
     return made
 
 
-def dequantized(c: Converter, name: str, found: Grid) -> str:
-    """The weight [N, K] by the standard operator, which takes codes of 4 bits as a type of their own."""
-    rows = found.codes.shape[0]
-    middle = found.zero is None
-    if not middle:
-        raise UnmappedError("A float minimum has no mapping to the standard DequantizeLinear.")
+def _standard(c: Converter, x: str, name: str, found: Grid, bias: str | None) -> str:
+    """``DequantizeLinear`` and a product. Its zero points are integers: a float minimum adds a product of its
+    own with the sums of each block's inputs, as x · (u · s + m) = x · (u · s) + Σx · m.
+    """
+    rows, blocks = found.scale.shape
     codes = c.writer.packed_tensor(f"{name}.codes", found.codes, (rows, found.inputs), found.bits)
     scale = c.writer.tensor(f"{name}.scales", found.scale)
-    zero = c.writer.packed_tensor(
-        f"{name}.zero_points",
-        np.full(
-            (rows, -(-found.scale.shape[1] * found.bits // 8)), 0x88 if found.bits == 4 else 0x80, np.uint8
-        ),
-        found.scale.shape,
-        found.bits,
-    )
-    made: str = c.emit("DequantizeLinear", codes, scale, zero, axis=1, block_size=found.block)
-    return made
+    zero = None
+    if found.zero is None:
+        middle = np.full((rows, -(-blocks * found.bits // 8)), 0x88 if found.bits == 4 else 0x80, np.uint8)
+        zero = c.writer.packed_tensor(f"{name}.zero_points", middle.reshape(-1), (rows, blocks), found.bits)
+    weight = c.emit("DequantizeLinear", codes, scale, zero, axis=1, block_size=found.block)
+    made: str = c.emit("Gemm", x, weight, bias, transB=1)
+    if found.zero is None:
+        return made
+    minimum = c.writer.tensor(f"{name}.minimum", -found.zero * found.scale)
+    sums = c.emit("ReduceSum", c.reshape(x, [-1, blocks, found.block]), c.constant([2]), keepdims=0)
+    return str(c.emit("Add", made, c.emit("Gemm", sums, minimum, transB=1)))
 
 
 @maps("optpipe.quant_linear")
 def quant_linear(c: Converter, node: Node) -> None:
-    """``MatMulNBits``, or the standard ``DequantizeLinear`` before a product."""
-    packed, scale = node.args[1], node.args[2]
+    """A product over packed codes."""
     minimum, bias = argument(node, 3, "minimum"), argument(node, 4, "bias")
-    name, found = stored_grid(c, packed, scale, minimum, cast("int", node.kwargs["bits"]))
-    x, added = c.name(node.args[0]), None if bias is None else c.name(bias)
-    if c.options.microsoft:
-        c.bind(node.results[0], matmul(c, x, name, found, added))
-        return
-    c.bind(node.results[0], c.emit("Gemm", x, dequantized(c, name, found), added, transB=1))
+    bits = cast("int", node.kwargs["bits"])
+    name, found = stored_grid(c, node.args[1], node.args[2], minimum, bits)
+    added = None if bias is None else c.name(bias)
+    c.bind(node.results[0], product(c, c.name(node.args[0]), name, found, added))
 
 
 @maps("optpipe.quant_embedding")

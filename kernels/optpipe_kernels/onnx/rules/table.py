@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
-from optpipe.program.program import Node
+from optpipe.program.program import Node, Value
 
 from ..converter import Converter
 
@@ -23,3 +24,9 @@ def maps(*ops: str) -> Callable[[Rule], Rule]:
         return rule
 
     return declare
+
+
+def sizes_of(value: Value) -> tuple[int, int]:
+    """Heads and their width of a value [T, H, D]."""
+    heads, width = value.type.shape[1:]
+    return cast("int", heads), cast("int", width)
