@@ -62,7 +62,7 @@ def main() -> int:
         print(f"{part}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
     from .report import page
 
-    text = page(known, found, " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]))
+    text = page(known, found, " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]), dry=where.dry)
     if not where.dry:
         target = options.output or RESULTS / f"{slug(known['gpu'])}.md"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,10 +96,15 @@ def _tests(where: Place, options: argparse.Namespace) -> dict[str, Any]:
 def _autotune(where: Place, options: argparse.Namespace) -> dict[str, Any]:
     import tempfile
 
+    from optpipe_kernels.triton import tiles
+
     from .autotune import tune
 
     if not where.dry:
-        return {f"rows changed, {name}": count for name, count in tune(where, SECONDS["autotune"]).items()}
+        changed = tune(where, SECONDS["autotune"])
+        for cached in (tiles._cuda_key, tiles._rows):  # the parts after this one take what was found
+            cached.cache_clear()
+        return {f"rows changed, {name}": count for name, count in changed.items()}
     with tempfile.TemporaryDirectory() as folder:
         return dict(tune(where, SECONDS["autotune"], Path(folder)))
 

@@ -121,8 +121,9 @@ def _runs(kernel: str, row: dict[str, Any], place: Place) -> list[Run] | None:
     """The kernel on an 8B model's sizes, with rows that a table's row is for; None where it is for others."""
     when = row["when"]
     bound = when.get("rows", [None, None])
-    rows = next((it for it in ROWS if (bound[0] or 0) <= it <= (bound[1] or 1 << 30)), None)
-    if rows is None or when.get("invariant", 1) == 0:
+    low, high = bound if isinstance(bound, list) else (bound, bound)
+    rows = next((it for it in ROWS if (low or 0) <= it <= (high or 1 << 30)), None)
+    if rows is None or when.get("invariant", 1) == 0 or row["constants"].get("GEMV"):
         return None
     rows = place.size(rows, 2)
     make = {"device": place.device, "dtype": place.dtype}

@@ -45,7 +45,9 @@ class Check:
 @click.option(
     "--target", default="reference", help="The target whose numbers are compared with the reference's."
 )
-@click.option("--device", default="cpu", help="Where the target runs, as torch names devices.")
+@click.option(
+    "--device", default=None, help="Where the target runs, as torch names devices.  [default: the target's]"
+)
 @click.option(
     "--max-kld",
     default=0.01,
@@ -54,7 +56,7 @@ class Check:
     help="The mean KL divergence from the reference that a target may have, in nats.",
 )
 @json_option
-def command(artifact: Path, target: str, device: str, max_kld: float, as_json: bool) -> int:
+def command(artifact: Path, target: str, device: str | None, max_kld: float, as_json: bool) -> int:
     """Check an artifact: hashes, graph, and a target's numbers.
 
     Exits with 1 when a check fails. A damaged folder is an error at once.
@@ -68,7 +70,7 @@ def command(artifact: Path, target: str, device: str, max_kld: float, as_json: b
     return int(not all(it.holds for it in checks))
 
 
-def run_checks(folder: Path, target: str, device: str, max_kld: float) -> Iterator[Check]:
+def run_checks(folder: Path, target: str, device: str | None, max_kld: float) -> Iterator[Check]:
     """Every check, in order; what would make later ones meaningless raises.
 
     Raises:
@@ -90,7 +92,8 @@ def run_checks(folder: Path, target: str, device: str, max_kld: float) -> Iterat
     if reference.cache_spec is not None:
         yield _steps(reference, ids, whole)
     if target != "reference":
-        yield _target(load(folder, target=target, device=device), target, ids, whole, max_kld)
+        options = {} if device is None else {"device": device}
+        yield _target(load(folder, target=target, **options), target, ids, whole, max_kld)
 
 
 def _probe(folder: Path) -> NDArray[np.int64]:

@@ -202,6 +202,12 @@ def test_verify_holds_on_what_was_just_made(quantized, dense, capsys):
     assert [it["name"] for it in answer(capsys, "verify", dense)["checks"]] == ["files", "weights", "graph"]
 
 
+def test_verify_measures_a_target_where_that_runs_by_itself(quantized, capsys):
+    report = answer(capsys, "verify", quantized, "--target", "cpu")
+    assert [it["name"] for it in report["checks"]][-1] == "target cpu"
+    assert report["holds"]
+
+
 def test_verify_names_the_file_with_a_flipped_byte(quantized, tmp_path, capsys):
     copy = shutil.copytree(quantized, tmp_path / "copy")
     data = bytearray((copy / "model.safetensors").read_bytes())

@@ -7,6 +7,7 @@ result:  wait for the transfer                                           ┘
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -164,6 +165,10 @@ class CudaExecutor:
         self._cache = cache.allocate(self.cache_spec, num_blocks, wanted, self.device)
         self._blocks, self._kv_dtype = num_blocks, wanted
 
+    def _here(self) -> contextlib.AbstractContextManager[None]:
+        """The device is the current one: an engine's thread has another until told."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
     @torch.inference_mode()
     def submit(self, step: StepInputs, *, logits: bool = True) -> Pending:
         """See ``Executor.submit``. Returns while the step runs."""
@@ -173,9 +178,10 @@ class CudaExecutor:
         check_step(step, self._blocks, spec.block_size, self.vocab_size, fed=self._fed)
         rows = len(step.logit_rows)
         bucket = None if self._graphs is None else bucket_of(step)
-        given = self._as_it_is(step, logits) if bucket is None else self._replayed(step, bucket, logits)
-        self._fed = min(rows, FED_ROWS)
-        return Pending(given, rows)
+        with self._here():
+            given = self._as_it_is(step, logits) if bucket is None else self._replayed(step, bucket, logits)
+            self._fed = min(rows, FED_ROWS)
+            return Pending(given, rows)
 
     @torch.inference_mode()
     def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
@@ -188,8 +194,9 @@ class CudaExecutor:
             step = StepInputs(**{**vars(step), "logit_rows": wanted})
         blocks = step.block_tables.shape[1]
         kept = cache.allocate(spec, blocks, self.kv_dtypes[0], self.device)
-        found = self._model(self._staged(step, self.kv_dtypes[0]), kept, blocks)
-        return np.asarray(self.operations.logits(found).cpu().numpy())
+        with self._here():
+            found = self._model(self._staged(step, self.kv_dtypes[0]), kept, blocks)
+            return np.asarray(self.operations.logits(found).cpu().numpy())
 
     def close(self) -> None:
         """Let the device's memory go; the executor is of no use afterwards."""

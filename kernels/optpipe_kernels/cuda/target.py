@@ -107,6 +107,8 @@ class CudaTarget:
         compile: bool = True,  # noqa: A002 - what it is called everywhere
         recorder: Any = None,
     ) -> CudaExecutor:
+        import torch
+
         from optpipe.targets.reference import usable_device
 
         from .calls import Calls
@@ -122,6 +124,8 @@ class CudaTarget:
         if kernels == "triton" and find_spec("triton") is None:
             raise KernelError("The cuda target needs the package 'triton', which is not installed.")
         place = usable_device(device)
+        if place.type == "cuda" and place.index is None:
+            place = torch.device("cuda", torch.cuda.current_device())
         operations = Operations(
             compute_dtype(dtype, place), batch_invariant=batch_invariant, triton=kernels == "triton"
         )

@@ -14,7 +14,7 @@ from optpipe_kernels.cuda.target import CudaTarget
 TOKENS = np.random.default_rng(0).integers(0, 250, 70)  # past every window, and past a block
 NOISE = 8  # times the reference's own error in float32 may be ours: tiles are summed in another order
 FLOOR = 2e-6  # noise of a logit near 1 that happened to be rounded well
-QUICK = ("llama", "gemma2", "bloom", "gpt-oss")
+QUICK = ("llama", "gemma2", "bloom")
 
 
 def load(artifact, **options):
@@ -32,14 +32,15 @@ def check(artifact, **options):
     return executor
 
 
-@pytest.mark.parametrize("name", tiny_names())
+QUICKLY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in tiny_names()]
+
+
+@pytest.mark.parametrize("name", QUICKLY)
 def test_every_architecture_on_bodies_equals_the_reference(tiny, name):
     check(tiny(name), kernels="bodies")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in tiny_names()]
-)
+@pytest.mark.parametrize("name", QUICKLY)
 def test_every_architecture_on_kernels_equals_the_reference(tiny, name):
     executor = check(
         tiny(name), batch_invariant=False
@@ -58,8 +59,10 @@ def test_a_row_has_the_same_bits_in_any_step(tiny, sequences):
     np.testing.assert_array_equal(np.concatenate(parts), whole[:19])
 
 
-@pytest.mark.parametrize("zero", ["none", "float"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("bits", "zero"),
+    [(4, "float"), *(pytest.param(*it, marks=pytest.mark.slow) for it in ((4, "none"), (8, "none")))],
+)
 def test_quantized_weights_on_bodies_equal_the_reference(tiny, bits, zero):
     artifact = tiny("llama-tied", f"quant{{bits={bits} group=32 zero={zero} head=8}},paged")
     check(artifact, kernels="bodies")
@@ -167,7 +170,9 @@ def test_a_step_may_not_take_a_row_that_the_one_before_lacks(tiny, sequences):
         steps.run([(0, 4, 5)], feed={0: 1})
 
 
-@pytest.mark.parametrize("name", ["llama", pytest.param("gpt-oss", marks=pytest.mark.slow), "bloom"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(it, marks=pytest.mark.slow) for it in ("gpt-oss", "bloom"))]
+)
 def test_captured_steps_give_what_uncaptured_ones_do(tiny, sequences, recorder, name):
     artifact = tiny(name)
     tokens = [TOKENS[begin : begin + 36] for begin in (0, 11, 25)]
