@@ -5,7 +5,9 @@ The folder's genai_config.json has the number of threads; the default halves the
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,11 @@ class OnnxRuntime:
         options = {"intra_op_num_threads": given["threads"], "inter_op_num_threads": 1}
         config.overlay(_session(options))
         self._model = genai.Model(config)
+        written = json.loads((Path(given["model"]) / "genai_config.json").read_text())
+        window = written["model"]["decoder"].get("sliding_window", {}).get("window_size", 0)
+        self._least = (
+            window + 64 if window > 0 else 0
+        )  # tokens; its attention refuses a cache within the window
 
     def prompt(self, tokens: int) -> float:
         generator = self._generator(1, tokens + 8)
@@ -44,6 +51,7 @@ class OnnxRuntime:
         return seconds
 
     def _generator(self, batch: int, length: int) -> Any:
+        length = max(length, self._least)
         params = genai.GeneratorParams(self._model)
         params.set_search_options(
             batch_size=batch,
@@ -56,8 +64,6 @@ class OnnxRuntime:
 
 
 def _session(options: dict[str, Any]) -> str:
-    import json
-
     return json.dumps({"model": {"decoder": {"session_options": options}}})
 
 
