@@ -100,6 +100,18 @@ def test_long_texts_wait_for_each_other_and_short_ones_do_not(monkeypatch: pytes
         assert [it.result(20).json()["count"] for it in long] == [1000] * 8
 
 
+def test_an_idle_server_takes_no_processor_time() -> None:
+    """All threads of it together: uvicorn looks at its clock ten times a second, and nothing else wakes."""
+    with serve(LetterExecutor()) as served:
+        assert served.complete(max_tokens=3).status_code == 200
+        shares = []
+        for _ in range(5):  # other work of the test process may fall into one of them
+            before, begun = time.process_time(), time.perf_counter()
+            time.sleep(0.3)
+            shares.append((time.process_time() - before) / (time.perf_counter() - begun))
+        assert min(shares) < 0.02, shares
+
+
 def longest_pause(work: Callable[[], object]) -> tuple[float, float]:
     """Seconds that work in another thread takes, and the longest pause of this one meanwhile."""
     thread = threading.Thread(target=work)

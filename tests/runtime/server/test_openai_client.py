@@ -131,6 +131,31 @@ def test_completions_stream(client: OpenAI) -> None:
     assert pieces == [it.text for it in whole.choices]
 
 
+def test_echo_has_the_log_probabilities_of_the_prompt(client: OpenAI) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="hello", max_tokens=1, temperature=0, logprobs=1, echo=True
+    )
+    (choice,) = answer.choices
+    assert choice.text.startswith("hello")
+    assert choice.logprobs is not None
+    first, *others = choice.logprobs.token_logprobs or []
+    assert first is None
+    assert len(others) == 5
+    assert all(isinstance(it, float) and it <= 0 for it in others)
+
+
+def test_the_routes_that_the_client_has_no_name_for(talkative: Served) -> None:
+    with OpenAI(base_url=talkative.url, api_key="none", max_retries=0) as client:
+        tokens: Any = client.post("/tokenize", body={"prompt": "hi"}, cast_to=object)
+        assert tokens["count"] == 2
+        text: Any = client.post("/detokenize", body={"tokens": tokens["tokens"]}, cast_to=object)
+        assert text == {"prompt": "hi"}
+        healthy: Any = client.get("/health", cast_to=object)
+        assert healthy == {"status": "ok"}
+        assert "optpipe:num_requests_running" in client.get("/metrics", cast_to=str)
+        assert "<html" in client.get("/", cast_to=str)
+
+
 def test_chat_logprobs(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=user("hi"), temperature=0, logprobs=True, top_logprobs=3, max_tokens=4
