@@ -2,9 +2,9 @@
 
 The executor returns at once, so that the time between two steps is the engine's own.
 
-    python benchmarks/overhead.py                      the table
-    python benchmarks/overhead.py --json out.json      the figures
-    python benchmarks/overhead.py --check              exit 1 when a limit is passed
+    python benchmarks/overhead.py              the table
+    python benchmarks/overhead.py --write      into benchmarks/results/overhead.md and .json too
+    python benchmarks/overhead.py --check      exit 1 when a limit is passed
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from report import write
 
 from optpipe.targets.protocol import CacheSpec, MemoryNeeds, StepInputs, StepResult
 from optpipe.testing.tokenizer import save_tokenizer
@@ -143,7 +143,7 @@ async def _stream(engine: Engine, prompts: list[list[int]], params: SamplingPara
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=1000, help="a sequence")
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument("--write", action="store_true", help="into benchmarks/results")
     parser.add_argument("--check", action="store_true", help="exit 1 when a limit is passed")
     arguments = parser.parse_args()
     cases = itertools.product((1, 8, 32, 64), ("greedy", "sampled"), ("stream", "ends"))
@@ -155,8 +155,15 @@ def main() -> int:
             f"{row.sequences:9} {row.how:8} {row.readers:8} {row.step_ms:9.3f} {row.p90_ms:9.3f} "
             f"{row.cpu_ms:9.3f} {limit:>7}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    if arguments.write:
+        note = (
+            "The executor returns at once: what is left of a step is scheduler, arrays, sampling, text and "
+            "delivery. Milliseconds a step: median, 90th percentile, and processor time of the process with "
+            "its readers; the median must stay under `limit_ms`. Readers get every delta in an event loop "
+            '("stream"), or only the ends.'
+        )
+        title, command = "What a step costs beside the model", "python benchmarks/overhead.py --write"
+        write("overhead", title, command, note, {"A step": [asdict(row) for row in rows]})
     over = [row for row in rows if row.limit_ms is not None and row.step_ms > row.limit_ms]
     return int(bool(over) and arguments.check)
 

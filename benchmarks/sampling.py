@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py                     the table
     python benchmarks/sampling.py --vocab 262144 --batch 32 --threads 2
-    python benchmarks/sampling.py --json out.json     the figures
+    python benchmarks/sampling.py --write             into benchmarks/results/sampling.md and .json too
     python benchmarks/sampling.py --check             exit 1 when a limit is passed
 
 "best" is the fastest of the repeats and "median" their median, in wall-clock time; "cpu" is the processor's
@@ -15,16 +15,15 @@ the vocabulary) and 4 ("peaked", nearer to a model's).
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from report import write
 
 from optpipe_runtime.sampling import Group, Sampler, SamplingParams
 
@@ -39,6 +38,11 @@ CASES = {
     "penalties, top-k 50": {"temperature": 0.8, "top_k": 50, "repetition_penalty": 1.1},
     "top-k 50, 5 logprobs": {"temperature": 0.8, "top_k": 50, "logprobs": 5},
 }
+COLUMNS = (
+    '"best" is the fastest step and "median" the median, in wall-clock time; "cpu" is the processor time of '
+    'a step over all threads; "bound" is what reading the logits once takes. Logits are random, of standard '
+    'deviation 1 ("flat", where top-p keeps most of the vocabulary) and 4 ("peaked", nearer to a model).'
+)
 # The targets, in ms, for 32 sequences over 262,144 tokens on two cores.
 GREEDY_MS, SAMPLED_MS = 2.0, 10.0
 LIMITED = list(CASES)[:6]
@@ -130,12 +134,28 @@ def main() -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.0, help="a case")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--write", action="store_true", help="into benchmarks/results")
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
     found = figures(given.vocab, given.batch, given.threads, given.seconds)
-    if given.json:
-        given.json.write_text(json.dumps([asdict(it) for it in found], indent=1) + "\n")
+    if given.write:
+        note = (
+            f"Milliseconds a step, {given.threads} threads. Targets for 32 sequences over 262,144 tokens: "
+            f"{GREEDY_MS:g} ms greedy, {SAMPLED_MS:g} ms with temperature, top-k and top-p. " + COLUMNS
+        )
+        tables = {
+            f"{batch} sequences, {vocab} tokens": [
+                {
+                    "case": it.case, "logits": it.shape, "best": it.best, "median": it.median, "cpu": it.cpu,
+                    "bound": it.bound,
+                }
+                for it in found
+                if (it.batch, it.vocab) == (batch, vocab)
+            ]
+            for vocab in given.vocab
+            for batch in given.batch
+        }  # fmt: skip
+        write("sampling", "What choosing tokens costs", "python benchmarks/sampling.py --write", note, tables)
     wrong = broken(found) if given.check else []
     for sentence in wrong:
         print(sentence, file=sys.stderr)

@@ -27,6 +27,8 @@ from typing import Any
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))  # the simulation lives with its tests
 
+from report import write  # noqa: E402
+
 from optpipe_runtime.speculation import (  # noqa: E402
     Ask,
     Controller,
@@ -223,6 +225,20 @@ def wall_makes(engine: Any, args: argparse.Namespace) -> dict[str, Callable[[], 
     return found
 
 
+PAGES: dict[Callable[[argparse.Namespace], list[dict[str, Any]]], tuple[str, str]] = {
+    simulation: (
+        "Speculation against executors of stated step costs",
+        "Seconds of plain decoding over seconds with speculation, on a clock that only moves when told "
+        "to, by the cost of a step, the number of sequences, and how often guesses are right.",
+    ),
+    copy: (
+        "Tokens a step on texts that copy",
+        "One request at a time, greedy; `tokens_per_step` is that of decoding, `acceptance` kept over "
+        "checked drafts by place, `same` whether the text is that of plain decoding.",
+    ),
+}
+
+
 def settings(args: argparse.Namespace) -> list[tuple[str, Controller]]:
     found: list[tuple[str, Controller]] = [("none", Controller())]
     for name in [*PROPOSERS, *(["draft"] if args.draft else [])]:
@@ -310,6 +326,7 @@ def main() -> None:
     two.add_argument(
         "--noise", type=float, default=0.02, help="standard deviation of a step's seconds, as a share"
     )
+    two.add_argument("--write", action="store_true", help="into benchmarks/results/speculation-simulation")
     two.set_defaults(run=simulation)
     three = commands.add_parser("copy")
     three.add_argument("artifact")
@@ -318,6 +335,7 @@ def main() -> None:
     three.add_argument("--tokens", type=int, default=100)
     three.add_argument("--drafts", type=int, default=8, help="a sequence and step, at most")
     three.add_argument("--blocks", type=int, default=128)
+    three.add_argument("--write", action="store_true", help="into benchmarks/results/speculation-copy")
     three.set_defaults(run=copy)
     four = commands.add_parser("wall")
     four.add_argument("artifact")
@@ -336,6 +354,11 @@ def main() -> None:
     args = parser.parse_args()
     rows = args.run(args)
     print(json.dumps(rows) if args.json else table(rows))
+    if args.run in PAGES and args.write:
+        title, note = PAGES[args.run]
+        name = args.run.__name__
+        command = f"python benchmarks/speculation.py {name}{' ARTIFACT' if name == 'copy' else ''} --write"
+        write(f"speculation-{name}", title, command, note, {"Figures": rows})
 
 
 if __name__ == "__main__":
