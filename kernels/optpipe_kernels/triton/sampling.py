@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -264,17 +264,16 @@ def launches(logits: torch.Tensor, chosen: Settings, tokens: torch.Tensor) -> tu
     values = torch.empty((rows, FEW), dtype=torch.float32, device=device)
     ids = torch.empty((rows, FEW), dtype=torch.int32, device=device)
     floats, integers = chosen.floats, chosen.integers
-    halves = (
-        1 if logits.dtype is torch.float32 else 2
-    )  # 16 bits: as many values a thread, with room to convert
-    block, warps = min(BLOCK // halves, triton.next_power_of_2(size)), WARPS // halves
-    blocks = triton.next_power_of_2(triton.cdiv(size, block))
+    halves = 1 if logits.dtype is torch.float32 else 2  # of 16 bits fewer a thread: they are converted
+    wide = triton.next_power_of_2(size)
+    block, drawn = min(BLOCK // halves, wide), min(BLOCK // 2, wide)
+    blocks = triton.next_power_of_2(triton.cdiv(size, drawn))
     stride = logits.stride(0)
     grid = (rows, 1, 1)
     return (
         Launch(
             select_kernel, grid, (logits, floats, integers, tokens, states, peaks, values, ids, size, stride),
-            {"BLOCK": block, "FEW": FEW}, num_warps=warps, num_stages=1,
+            {"BLOCK": block, "FEW": FEW}, num_warps=WARPS // halves, num_stages=1,
         ),
         Launch(
             draw_few_kernel, grid, (floats, integers, tokens, states, peaks, values, ids),
@@ -282,7 +281,7 @@ def launches(logits: torch.Tensor, chosen: Settings, tokens: torch.Tensor) -> tu
         ),
         Launch(
             draw_many_kernel, grid, (logits, floats, integers, tokens, states, peaks, size, stride),
-            {"BLOCK": block, "BLOCKS": blocks}, num_warps=warps, num_stages=1,
+            {"BLOCK": drawn, "BLOCKS": blocks}, num_warps=WARPS, num_stages=1,
         ),
     )  # fmt: skip
 
@@ -312,4 +311,6 @@ def shipped(key: str) -> Iterator[Launch]:
             torch.empty(64, 3, device="meta", dtype=torch.float64),
             torch.empty(64, 3, device="meta", dtype=torch.int64),
         )
-        yield from launches(logits, chosen, torch.empty(64, device="meta", dtype=torch.int64))
+        select, few, many = launches(logits, chosen, torch.empty(64, device="meta", dtype=torch.int64))
+        title = f"{many.title} of {logits.element_size()} bytes"
+        yield from (select, few, many) if dtype is torch.float32 else (select, replace(many, name=title))
