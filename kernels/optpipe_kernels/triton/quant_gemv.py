@@ -32,8 +32,7 @@ def block_dots(
     for slab in tl.static_range(4 // PIECES):
         words = words_of(codes_ptr, rows, inside, N, block * (4 // PIECES) + slab)
         for at in tl.static_range(PIECES):
-            of: tl.constexpr = slab * PIECES + at
-            pair = block * 64 + of * 16 + c
+            pair = block * 64 + (slab * PIECES + at) * 16 + c
             x = tl.load(x_ptr + pair, mask=pair * 2 < K, other=0)
             even, odd = (
                 sixteen(x, BF16, DRY).to(tl.float32),
@@ -44,7 +43,7 @@ def block_dots(
             part = tl.fma(high, odd[None, :].broadcast_to(high.shape), low * even[None, :])
             if GROUP > 0 or HAS_MINIMUM:
                 scale, middle = grid_pair(
-                    grid_ptr, rows, inside, N, block, of, GROUP, HAS_MINIMUM, BF16, DRY
+                    grid_ptr, rows, inside, N, block, slab * PIECES + at, GROUP, HAS_MINIMUM, BF16, DRY
                 )  # fmt: skip
                 if HAS_MINIMUM:
                     sums = (even + odd)[None, :].broadcast_to(part.shape)

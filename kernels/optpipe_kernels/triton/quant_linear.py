@@ -172,7 +172,8 @@ def add_runs(
     args = (sums, weight.scale, bias, residual, out, rows, columns, _stride(residual))
     constants = {"KIND": kind, "SPLITS": runs, "SCALED": weight.scale is not None, "BLOCK": BLOCK_SUMS}
     grid = (rows, triton.cdiv(out.shape[1], BLOCK_SUMS), 1)
-    return Launch(sums_kernel, grid, args, constants, num_stages=1)
+    title = f"{_title(weight, kind, rows)}, sums"
+    return Launch(sums_kernel, grid, args, constants, num_stages=1, name=title)
 
 
 def _through_scratch(
@@ -219,7 +220,7 @@ def _stride(residual: torch.Tensor | None) -> int:
 def _title(weight: QuantWeight, kind: str, rows: int) -> str:
     grid = "row" if not weight.group else f"g{weight.group}"
     return (
-        f"{'gate_up' if kind else 'quant_linear'} w{weight.bits}{grid}{'m' if weight.has_minimum else ''}"
+        f"{'gate_up' if kind else 'linear'} w{weight.bits}{grid}{'m' if weight.has_minimum else ''}"
         f" {weight.rows}x{weight.columns} M={rows}"
     )
 
