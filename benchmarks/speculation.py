@@ -196,13 +196,14 @@ def write_wall(args: argparse.Namespace, kinds: list[str], found: dict[str, list
     """Put workloads into the results; those that were not measured now stay as they are."""
     import speculation_wall
 
-    place = HOME / "benchmarks" / "results" / "speculation.json"
+    place = HOME / "benchmarks" / "results" / "speculation-wall.json"
     facts = {
         "artifact": Path(args.artifact).resolve().name,
         "target": args.target,
         "activations": args.activations,
         "machine": args.machine,
         "kinds": kinds,
+        "layers": args.layers,
     }
     result = json.loads(place.read_text()) if place.exists() else {}
     known, rounds = result.pop("workloads", {}), result.pop("rounds", {})
@@ -349,7 +350,7 @@ def main() -> None:
     four.add_argument("--workload", action="append", choices=["copy", "chat", "chat, sampled"])
     four.add_argument("--tuning", action="store_true", help="on the prompts that constants are chosen on")
     four.add_argument("--machine", default=processor(), help="what the table calls this machine")
-    four.add_argument("--write", action="store_true", help="write benchmarks/results/speculation.{json,md}")
+    four.add_argument("--write", action="store_true", help="into benchmarks/results/speculation-wall")
     four.set_defaults(run=wall)
     args = parser.parse_args()
     rows = args.run(args)

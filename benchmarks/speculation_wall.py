@@ -138,8 +138,10 @@ def page(result: Mapping[str, Any]) -> str:
         "turns on one engine, from a request's first token to its last; in brackets tokens a step. That of",
         "a workload is all plain seconds over all seconds. A prompt is copy-heavy when half of the answer's",
         "tokens stand in runs of four or more that the prompt has too. No constant was chosen on these",
-        "prompts. Made by `python benchmarks/speculation.py wall`.",
+        "prompts. Made by `python benchmarks/speculation.py wall ARTIFACT --write`.",
     ]
+    if result["layers"]:
+        lines.append(f"`layers` drafts by the model's first {result['layers']}.")
     for workload, rows in result["workloads"].items():
         lines += ["", f"## {workload[0].upper()}{workload[1:]}: the goal is {GOALS[workload]}", ""]
         lines += [f"{result['rounds'][workload]} rounds.", ""]
