@@ -21,3 +21,17 @@ class HfFormat:
         from .export import export_hf
 
         export_hf(artifact, output, dtype=dtype)
+
+
+class Pt2Format:
+    """``--format pt2``."""
+
+    name = "pt2"
+    summary = "one dense graph of ATen operations for other compilers: torch.export.load runs it alone"
+    options = ()
+
+    def export(self, artifact: Artifact, output: Path) -> None:
+        """See :func:`optpipe.artifact.pt2.export_pt2`."""
+        from .pt2 import export_pt2
+
+        export_pt2(artifact, output)

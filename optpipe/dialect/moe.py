@@ -61,8 +61,11 @@ def route(
     """Send every token to its experts, expert by expert, and add up in the order of the slots.
 
     Each (token, slot) result lands in its own row before the sum, so the order of the experts does not
-    change a token's rounding.
+    change a token's rounding. A graph that is being exported cannot choose rows: there every expert computes
+    every token.
     """
+    if torch.compiler.is_exporting():
+        return _everywhere(x, experts, weights, count, gating, first, second)
     wide = accumulator(x)
     tokens, slots = experts.shape
     flat = experts.reshape(-1)
@@ -78,6 +81,23 @@ def route(
     if results is None:
         return torch.zeros_like(x)
     return (results.view(tokens, slots, -1) * weights.to(wide).unsqueeze(-1)).sum(1).to(x.dtype)
+
+
+def _everywhere(
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+    count: int,
+    gating: Gating,
+    first: ExpertLinear,
+    second: ExpertLinear,
+) -> torch.Tensor:
+    wide = accumulator(x)
+    total = torch.zeros_like(x, dtype=wide)
+    for expert in range(count):
+        share = (weights.to(wide) * (experts == expert)).sum(-1, keepdim=True)
+        total = total + share * second(expert, gating(first(expert, x.to(wide))))
+    return total.to(x.dtype)
 
 
 def _fake(

@@ -30,7 +30,7 @@ def optpipe_targets() -> Iterable[TargetEntry]:
 
 @hookimpl
 def optpipe_exporters() -> Iterable[ExportEntry]:
-    """Provide the Hugging Face folder."""
-    from ..artifact.formats import HfFormat
+    """Provide the Hugging Face folder and the exported program."""
+    from ..artifact.formats import HfFormat, Pt2Format
 
-    return [HfFormat()]
+    return [HfFormat(), Pt2Format()]
