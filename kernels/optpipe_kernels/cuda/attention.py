@@ -40,8 +40,8 @@ def layer_of(step: Step) -> Layer:
     assert isinstance(q, Value) and isinstance(keys, Value) and isinstance(values, Value), f"{step.args = }"
     window, chunk = step.kwargs.get("window"), step.kwargs.get("chunk")
     assert isinstance(window, int | None) and isinstance(chunk, int | None), f"{step.kwargs = }"
-    sizes = (q.type.shape[1], keys.type.shape[2], q.type.shape[2], values.type.shape[3])
-    return Layer(*(int(size) for size in sizes), window, chunk)
+    heads, width = int(q.type.shape[1]), int(q.type.shape[2])
+    return Layer(heads, int(keys.type.shape[2]), width, int(values.type.shape[3]), window, chunk)
 
 
 class Counts(NamedTuple):
@@ -117,7 +117,10 @@ class Lists:
         made = {}
         for number, kind in enumerate(self._kinds):
             lists = {name: views[f"{name}.{number}"] for name in _LISTS}
-            made[kind] = self._work.Work(**lists, **counts[number]._asdict())
+            tokens, most_tokens, most_items = counts[number]
+            made[kind] = self._work.Work(
+                **lists, tokens=tokens, most_tokens=most_tokens, most_items=most_items
+            )
         return {layer: made[kind] for layer, kind in self._kind_of.items()}
 
 

@@ -75,6 +75,10 @@ class Staging:
         self.grown = 0
         self._layouts: dict[Key, Layout] = {}
         self._views: dict[Key, dict[str, torch.Tensor]] = {}
+        self._turn = 0
+        self._left: list[Any] = [None] * TURNS
+        self._pinned: list[torch.Tensor] = []
+        self._buffer = torch.zeros(0, dtype=torch.uint8, device=device)
         self._allocate(nbytes)
 
     def stage(self, arrays: Arrays) -> dict[str, torch.Tensor]:
@@ -118,7 +122,6 @@ class Staging:
 
     def _allocate(self, nbytes: int) -> None:
         self._views.clear()
-        self._turn = 0
-        self._left: list[Any] = [None] * TURNS
+        self._turn, self._left = 0, [None] * TURNS
         self._pinned = [torch.zeros(nbytes, dtype=torch.uint8, pin_memory=self._cuda) for _ in range(TURNS)]
         self._buffer = torch.zeros(nbytes, dtype=torch.uint8, device=self._device)

@@ -124,7 +124,7 @@ class CudaTarget:
         if kernels == "triton" and find_spec("triton") is None:
             raise KernelError("The cuda target needs the package 'triton', which is not installed.")
         place = usable_device(device)
-        if place.type == "cuda" and place.index is None:
+        if str(place) == "cuda":
             place = torch.device("cuda", torch.cuda.current_device())
         operations = Operations(
             compute_dtype(dtype, place), batch_invariant=batch_invariant, triton=kernels == "triton"

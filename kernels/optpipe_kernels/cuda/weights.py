@@ -79,7 +79,7 @@ def make(recipe: Recipe, stored: Mapping[str, torch.Tensor], operations: Operati
             return torch.cat(pieces)
         case Quantized(parts, bits, group):
             grids = [_grid(part, stored) for part in parts]
-            packed, scale = (torch.cat([grid[at] for grid in grids]) for at in (0, 1))
+            packed, scale = torch.cat([grid[0] for grid in grids]), torch.cat([grid[1] for grid in grids])
             lows = [grid[2] for grid in grids if grid[2] is not None]
             return operations.packed(packed, scale, torch.cat(lows) if lows else None, bits, group)
         case Rows(grid):

@@ -16,6 +16,7 @@ Source: He et al. 2025, "Defeating Nondeterminism in LLM Inference", for the rea
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -123,7 +124,7 @@ def launches(
     """
     (rows, columns), height = x.shape, weight.shape[0]
     tiles = tile("dense_linear", key or device_key(x.device), rows=rows)
-    constants = dict(tiles.constants)
+    constants: dict[str, Any] = dict(tiles.constants)
     inside, runs = bool(constants.pop("INSIDE")), splits(height, columns)
     per_run = triton.cdiv(triton.cdiv(columns, constants["BLOCK_K"]), runs)
     sums = None
@@ -142,13 +143,13 @@ def launches(
         return (first,)
     constants = {"KIND": "", "SPLITS": runs, "SCALED": False, "BLOCK": BLOCK_SUMS}
     grid = (rows, triton.cdiv(height, BLOCK_SUMS), 1)
-    args = (sums, None, bias, None, out, rows, height, 0)
-    return first, Launch(sums_kernel, grid, args, constants, num_stages=1)
+    added = (sums, None, bias, None, out, rows, height, 0)
+    return first, Launch(sums_kernel, grid, added, constants, num_stages=1)
 
 
 def shipped(key: str) -> Iterator[Launch]:
     """A Llama's layers for one row, a batch and a prompt, and its head's logits."""
-    meta = {"device": "meta", "dtype": torch.bfloat16}
+    meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
     for rows in (1, 32, 64, 256):
         for height, columns in ((6144, 4096), (28672, 4096)):
             x, weight = torch.empty(rows, columns, **meta), torch.empty(height, columns, **meta)
