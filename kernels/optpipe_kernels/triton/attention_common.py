@@ -52,10 +52,13 @@ def widen(codes, like, KIND: tl.constexpr, NATIVE: tl.constexpr):
     """
     if KIND == 2:
         if NATIVE:
-            return codes.to(tl.float8e4nv, bitcast=True).to(like)
-        bits = codes.to(tl.uint16)
-        return (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.float16, bitcast=True).to(like)
-    return codes.to(like)
+            wide = codes.to(tl.float8e4nv, bitcast=True).to(like)
+        else:
+            bits = codes.to(tl.uint16)
+            wide = (((bits & 128) << 8) | ((bits & 127) << 7)).to(tl.float16, bitcast=True).to(like)
+    else:
+        wide = codes.to(like)
+    return wide
 
 
 @triton.jit

@@ -146,7 +146,7 @@ class Work:
     def to(self, device: torch.device) -> Work:
         """The same lists as tensors on a device; each is its own copy, for callers that do not stage."""
         arrays = ("item_start", "item_sequence", "block_sequence", "block_token")
-        moved = {name: torch.as_tensor(getattr(self, name)).to(device) for name in arrays}
+        moved: dict[str, Any] = {name: torch.as_tensor(getattr(self, name)).to(device) for name in arrays}
         return replace(self, **moved)
 
     def pad(self, sequences: int, items: int, tokens: int) -> Work:

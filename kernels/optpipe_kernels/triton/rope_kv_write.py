@@ -83,11 +83,11 @@ def put_pairs(
 def encode(x, scale, KIND: tl.constexpr, LARGEST: tl.constexpr):
     """x [HEADS, N] as the cache holds it; ``scale`` [HEADS]."""
     if KIND == 0:
-        return x
-    code = tl.minimum(tl.maximum(x.to(tl.float32) / scale[:, None], -LARGEST), LARGEST)
-    if KIND == 1:
-        return round_even(code).to(tl.int8)
-    return e4m3_bits(code)
+        y = x
+    else:
+        code = tl.minimum(tl.maximum(x.to(tl.float32) / scale[:, None], -LARGEST), LARGEST)
+        y = round_even(code).to(tl.int8) if KIND == 1 else e4m3_bits(code)
+    return y
 
 
 @triton.jit
