@@ -20,7 +20,7 @@ from ..speculation.scripted import ScriptedProposer, texts_known
 
 pytestmark = pytest.mark.skipif(find() is None, reason="optpipe was built without a C++ compiler")
 
-LENGTH = 48
+LENGTH = 64  # tokens of an answer that is preempted
 CASES = {
     "float": ("paged", {}),
     "int16": ("quant,paged", {"activations": "int16"}),
@@ -75,12 +75,13 @@ def serve(executor):
 
 
 def prompts(count, longest=100):
-    """Half of each says itself again, so that there is something to copy."""
+    """Half of each says itself again, so that there is something to copy; each third begins like the first."""
     random_ = random.Random(1)
+    common = [random_.randrange(3, 250) for _ in range(40)]
     found = []
-    for _ in range(count):
+    for i in range(count):
         half = [random_.randrange(3, 250) for _ in range(random_.randint(2, longest // 2))]
-        found.append(half + half)
+        found.append([*common, *half] if i % 3 == 0 and longest > 40 else half + half)
     return found
 
 
@@ -105,6 +106,7 @@ def test_a_batch_of_32(serve, temperature):
         found, stats = serve(asked, 16, temperature=temperature, **config)
         assert found == alone, name
         assert (stats.preemptions > 0) == name.startswith("preempted"), name
+        assert (stats.prefix_hits > 0) == config.get("prefix_caching", True), name
 
 
 def test_tokens_that_the_target_chooses_itself(serve):
@@ -134,9 +136,9 @@ def test_speculated(serve, monkeypatch, temperature, logprobs):
 
 
 def test_preempted_at_every_step(serve, monkeypatch):
-    asked = prompts(1, longest=30)
-    expected, _ = serve(asked)
-    assert len(expected[0][0]) == LENGTH
+    asked = prompts(2, longest=30)
+    expected, _ = serve(asked, one_by_one=True, prefix_caching=False)
+    assert [len(tokens) for tokens, _ in expected] == [LENGTH] * 2
     reached = 0
 
     class Preempting(Scheduler):
