@@ -237,7 +237,8 @@ def _failure(error: OptpipeError | None) -> ApiError:
     if isinstance(error, TimeLimitError):
         return ApiError(504, error.message, code="timeout")
     cause = None if error is None else error.__cause__
-    if isinstance(cause, MemoryError | CapacityError) or type(cause).__name__ == "OutOfMemoryError":  # torch's
+    torchs = type(cause).__name__ == "OutOfMemoryError"
+    if torchs or isinstance(cause, MemoryError | CapacityError):
         message = "The step that this request was part of did not fit into memory."
         return ApiError(503, message, code="out_of_memory", headers={"Retry-After": "5"})
     return ApiError(500, "Generation failed; the server's log says why.", code="generation_failed")

@@ -75,7 +75,7 @@ def serve(executor):
 
 
 def prompts(count, longest=100):
-    """Half of each says itself again, so that there is something to copy; each third begins like the first."""
+    """Half of each says itself again, so that there is something to copy; a third begins alike."""
     random_ = random.Random(1)
     common = [random_.randrange(3, 250) for _ in range(40)]
     found = []
