@@ -42,7 +42,8 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
         codes = torch.nn.functional.pad(codes, (0, missing))
     if bits == 4:
         codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return codes.contiguous().view(torch.int32)
+    # Flat first: the stride of a dimension of size 1 may be anything, and a view looks at it.
+    return codes.flatten().view(torch.int32).view(*codes.shape[:-1], codes.shape[-1] // 4)
 
 
 def unpack(words: torch.Tensor, bits: int, columns: int) -> torch.Tensor:

@@ -36,3 +36,10 @@ def test_unpack_gives_back_what_was_packed(bits: int, rows: int, columns: int, s
 def test_packs_the_transpose_of_a_stored_tensor() -> None:
     codes = torch.arange(16, dtype=torch.uint8).view(8, 2).T
     assert torch.equal(unpack(pack(codes, 4), 4, 8), codes)
+
+
+def test_one_row_packs_whatever_its_stride():
+    codes = torch.arange(66, dtype=torch.uint8)[None, 1:65] & 15  # [1, 64]
+    odd = codes.as_strided((1, 64), (65, 1))
+    assert odd.is_contiguous() and torch.equal(pack(odd, 4), pack(codes.clone(), 4))
+    assert torch.equal(pack(odd, 8), pack(codes.clone(), 8))
