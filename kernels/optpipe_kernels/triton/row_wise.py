@@ -14,6 +14,7 @@ Source: Micikevicius et al. 2022, "FP8 formats for deep learning"; Dettmers et a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -215,3 +216,43 @@ def expects(launch: Launch, key: str) -> tuple[str, ...]:
         return ()
     copies = ("cp.async.cg.shared.global",)
     return (*copies, "wgmma.mma_async") if key == "sm_90" else copies
+
+
+def bench_cases(place: Any) -> list[dict[str, Any]]:
+    """What ``benchmarks.gpu`` times: a large product of each kind and a small one, beside cuBLAS's."""
+    made = []
+    for kind in ("fp8", "int8"):
+        for count, width in ((8192, 8192), (16, 4096)):
+            sizes = place.size(count, 16), place.size(width, 64), place.size(width, 128)
+            made.append(_bench_case(place, kind, f"{count}x{width}x{width}", *sizes))
+    return made
+
+
+def _bench_case(
+    place: Any, kind: Quantization, named: str, rows: int, width: int, columns: int
+) -> dict[str, Any]:
+    x = torch.randn(rows, columns, device=place.device, dtype=place.dtype)
+    b, b_scale = quantize(torch.randn(width, columns, device=place.device, dtype=place.dtype), kind)
+    a, a_scale = quantize(x, kind)
+
+    def ours() -> torch.Tensor:
+        return row_wise_linear(a, a_scale, b, b_scale, dtype=place.dtype)
+
+    def scaled_mm() -> torch.Tensor:
+        return torch._scaled_mm(a, b.T, a_scale[:, None], b_scale[None, :], out_dtype=place.dtype)
+
+    def check() -> float:
+        exact = (a.double() @ b.double().T) * a_scale.double()[:, None] * b_scale.double()
+        return float((ours().double() - exact).norm() / exact.norm())
+
+    goal = 1278e12 / place.rate if kind == "fp8" and rows >= 8192 else None  # what cuBLAS reaches on an H100
+    return {
+        "name": f"{kind} row-wise {named}",
+        "ours": [ours],
+        "others": {"_scaled_mm": [scaled_mm]} if kind == "fp8" and not place.dry else {},
+        "bytes": width * columns + rows * columns + 2 * rows * width,
+        "operations": 2 * rows * width * columns,
+        "must": None if goal is None else 0.92 * goal,
+        "stretch": goal,
+        "check": check,
+    }

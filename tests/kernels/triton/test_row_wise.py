@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from optpipe.errors import KernelError
-from optpipe_kernels.triton.row_wise import quantize, row_wise_linear
+from optpipe_kernels.triton.row_wise import bench_cases, quantize, row_wise_linear
 from optpipe_kernels.triton.rows import CODES, quantized_rows
 
 from .quant_cases import error
@@ -70,3 +72,10 @@ def test_refuses_operands_that_do_not_meet():
         row_wise_linear(codes, scale, weight.float(), weight_scale, dtype=torch.float32)
     with pytest.raises(KernelError, match="takes 32 inputs, got 64"):
         row_wise_linear(codes, scale, weight[:, :32], weight_scale, dtype=torch.float32)
+
+
+def test_what_the_benchmark_times_is_right():
+    place = SimpleNamespace(device="cpu", dtype=torch.float16, rate=1e12, dry=True, size=lambda _, tiny: tiny)
+    cases = bench_cases(place)
+    assert len({case["name"] for case in cases}) == 4
+    assert max(case["check"]() for case in cases) < 1e-3
