@@ -15,7 +15,7 @@ def same_form(data: dict[str, Any]) -> list[str]:
     """Ours in the form of the best peer, with the goals."""
     parts = [
         "## The same form",
-        "optpipe has the form of the best peer of the cell, its LM head's bits included, and rounds "
+        "Here optpipe has the form of the best peer of the cell, its LM head's bits included, and rounds "
         "activations to 8 bits as the peers do. The bound is what optpipe's matrix products alone allow, run "
         "without the rest of the step in the same run. A goal is a multiple of the best peer or 75 % of the "
         "bound, whichever is less; for SmolLM2 at b=1 it is at least 60 % of the bound.",

@@ -19,14 +19,21 @@ _OPTIONS = (
         "--threads",
         default=None,
         type=click.IntRange(min=1),
-        help="For the cpu target: threads.  [default: physical cores]",
+        help="For the cpu and onnx targets: threads.  [default: physical cores]",
     ),
     click.option(
         "--activations",
         default=None,
-        type=click.Choice(["int16", "int8"]),
-        help="For the cpu target: what inputs of quantized layers are rounded to; int8 is faster for prompts "
-        "and batches, int16 gives what was verified.  [default: int16]",
+        type=click.Choice(["float32", "int16", "int8"]),
+        help="What inputs of quantized layers are rounded to. For the cpu target int16, which gives what was "
+        "verified, or int8, which is faster for prompts and batches; for the onnx target float32 or int8.  "
+        "[default: the cpu target's int16, the onnx target's float32]",
+    ),
+    click.option(
+        "--slot-tokens",
+        default=None,
+        type=click.IntRange(min=1),
+        help="For the onnx target: positions of one sequence's cache.  [default: the model's, at most 4096]",
     ),
     click.option(
         "--dtype",
@@ -58,5 +65,5 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
     """The target's own options among a command's: those that were given."""
-    named = ("device", "threads", "activations", "dtype", "batch_invariant", "cuda_graphs")
+    named = ("device", "threads", "activations", "slot_tokens", "dtype", "batch_invariant", "cuda_graphs")
     return {name: options[name] for name in named if options.get(name) is not None}
