@@ -15,6 +15,7 @@ order of sums.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import triton
@@ -138,7 +139,9 @@ def launches(
     sums = None
     if runs > 1 and not inside:
         sums = torch.empty(runs, rows, weight.rows, dtype=torch.float32, device=x.device)
-    constants = {name: size for name, size in tiles.constants.items() if name not in ("INSIDE", "GEMV")}
+    constants: dict[str, Any] = {
+        name: size for name, size in tiles.constants.items() if name not in ("INSIDE", "GEMV")
+    }
     constants |= {
         "BITS": weight.bits, "GROUP": weight.group, "HAS_MINIMUM": weight.has_minimum, "KIND": kind,
         "BF16": x.dtype is torch.bfloat16, "DRY": x.device.type == "cpu",
@@ -147,6 +150,7 @@ def launches(
     sizes = (weight.rows, weight.columns)
     per_run = triton.cdiv(weight.blocks, runs)
     count = triton.cdiv(out.shape[1], constants["BLOCK_N"])
+    args: tuple[Any, ...]
     if words is not None:
         kernel, args = quant_gemv.gemv_kernel, (words, *stored, *sizes, per_run)
     else:
