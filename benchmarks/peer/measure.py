@@ -17,6 +17,7 @@ from typing import Any
 
 from .forms import CELLS, CONTEXT, PROMPT, THREADS, Cell, Peer, Variant
 from .models import Shelf
+from .watch import Watch
 
 DRIVERS = Path(__file__).parent / "drivers"
 SETTLE = 0.1  # seconds between two processes: threads that spin go to sleep
@@ -108,6 +109,7 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
         DriverError: the peer fails.
     """
     given = {"model": str(shelf.of_kind(peer.kind, variant.form)), "threads": THREADS, **variant.settings}
+    watch = Watch()
     drivers = {"peer": Driver(python, peer.driver, given)}
     mine = beside(variant.form)
     try:
@@ -127,6 +129,7 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
         "versions": hello["versions"],
         "load_seconds": round(hello["load_seconds"], 2),
         "peak_mb": memory,
+        "others": round(watch.others(), 3),
         "at": datetime.now(UTC).isoformat(timespec="minutes"),
         "peer": rates.pop("peer"),
         "ours": rates,

@@ -14,6 +14,10 @@ from .models import MODELS
 
 BEGIN = "<!-- peers: the part up to the next mark is written by benchmarks/peers.py -->"
 END = "<!-- end -->"
+OF_SEVERAL = (
+    "Of several settings the best one counts, cell by cell. Others: what other processes took of the machine "
+    "meanwhile."
+)
 
 
 def page(data: dict[str, Any]) -> str:
@@ -52,8 +56,8 @@ def spliced(text: str, data: dict[str, Any]) -> str:
 
 def _every_peer(data: dict[str, Any]) -> list[str]:
     """Each peer in each form at its best setting, cell by cell."""
-    head = ["", "form", *(cell.name for cell in CELLS), "load s", "peak MB"]
-    parts = ["## Every peer and form", "Of several settings the best one counts, cell by cell."]
+    head = ["", "form", *(cell.name for cell in CELLS), "load s", "peak MB", "others"]
+    parts = ["## Every peer and form", OF_SEVERAL]
     for model, it in MODELS.items():
         rows = []
         for peer in PEERS:
@@ -67,8 +71,16 @@ def _every_peer(data: dict[str, Any]) -> list[str]:
 
 def _peer_row(peer: str, form: str, records: list[Record]) -> list[str]:
     best = [max((it["peer"][cell.name] for it in records), key=median) for cell in CELLS]
+    others = max(it.get("others", 0.0) for it in records)
     load, peak = min(it["load_seconds"] for it in records), max(it["peak_mb"] for it in records)
-    return [PEERS[peer].text, FORMS[form].text, *map(spread, best), f"{load:.1f}", f"{peak:,}"]
+    return [
+        PEERS[peer].text,
+        FORMS[form].text,
+        *map(spread, best),
+        f"{load:.1f}",
+        f"{peak:,}",
+        f"{others:.0%}",
+    ]
 
 
 def _servers(servers: dict[str, Any]) -> list[str]:
