@@ -70,10 +70,13 @@ class ExportEntry(Protocol):
     """What ``--format`` takes."""
     summary: str
     """One line for ``optpipe export --help``."""
-    options: tuple[str, ...]
-    """The options of ``optpipe export`` that it takes, as Python names."""
 
-    def export(self, artifact: Any, output: Path, **options: Any) -> None:
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options of ``optpipe export`` that it takes, as Python names."""
+        ...
+
+    def export(self, artifact: Any, output: Path, *args: Any, **options: Any) -> None:
         """Write an ``optpipe.artifact.Artifact`` to a new folder; only options that were given are passed."""
         ...
 

@@ -1,4 +1,4 @@
-"""The first k layers of a Program, and where there is none; whole models are in kernels/cpu/test_layers.py."""
+"""The first k layers of a Program, and where there is none; whole models: kernels/cpu/test_layers.py."""
 
 from __future__ import annotations
 

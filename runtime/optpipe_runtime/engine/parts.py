@@ -103,7 +103,9 @@ def put_together(model: Model, config: EngineConfig) -> Parts:
     memory = plan_memory(executor, config, rows=rows, context=model.context, draft=beside)
     log.info("%s", memory)
     executor.allocate(memory.num_blocks, kv_dtype=memory.kv_dtype)
-    most = executor.cache_spec.sequence_blocks
+    spec = executor.cache_spec
+    assert spec is not None, "whole sequences have one too"
+    most = spec.sequence_blocks
     blocks = memory.num_blocks if most is None else min(most, memory.num_blocks)
     limits = [blocks * memory.block_size, model.context, config.max_context]
     context_length = min(it for it in limits if it is not None)
