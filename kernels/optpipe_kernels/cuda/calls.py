@@ -78,6 +78,7 @@ class Calls:
         self._head = lowered.steps[-1] if _is_head(lowered) else None
         self.calls = self._freed(list(self._bound(lowered.steps, found, compiler)))
         self._greedy = self._greedy_call()
+        self._weights = {}  # calls have theirs; what was repacked is let go
 
     def run(
         self, inputs: Mapping[str, Any], sizes: Mapping[str, int], facts: Facts, *, greedy: bool = False
@@ -133,8 +134,16 @@ class Calls:
             yield Call(run, reads, writes, (), f"{len(segment.steps)} compiled", steps[place].path)
             place += len(segment.steps)
 
+    def _experts(self, step: Step) -> tuple[Step, Callable[..., Any]] | None:
+        """A step of quantized experts without its weights, which are packed into the function beside it."""
+        if step.kernel != "quant_moe":
+            return None
+        constants = [self._constant(arg) for arg in step.args[3:]]
+        run = self._operations.packed_experts(constants, step.kwargs)
+        return None if run is None else (replace(step, args=step.args[:3], kwargs={}), run)
+
     def _call(self, step: Step) -> Call:
-        function = self._function(step)
+        step, function = self._experts(step) or (step, self._function(step))
         if step.windows:
             function = functools.partial(_windows, function, step.windows)
         reads: list[int] = []

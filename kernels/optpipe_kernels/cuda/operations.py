@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -192,6 +192,30 @@ class Operations:
             body = OPS["quant_embedding"].body
             return lambda ids, grid, **kwargs: body(ids, *grid, **kwargs).to(dtype)
         return lambda ids, grid, **kwargs: kernel(ids, *grid, dtype=dtype, **kwargs)
+
+    def packed_experts(self, stored: Sequence[Any], how: Mapping[str, Any]) -> Callable[..., Any] | None:
+        """``(x, experts, weights)`` of ``quant_moe`` over experts that are repacked here, once.
+
+        Args:
+            stored: the operands from ``gate_up`` on, as the artifact has them.
+            how: the keywords.
+
+        Returns:
+            None where there is no kernel, or none for this grid.
+        """
+        pack, run = self._kernel("expert_weights", "pack"), self._kernel("experts", "packed_moe")
+        if pack is None or run is None:
+            return None
+        gate_up, down, biases = stored[:3], stored[3:6], [*stored[6:8], None, None]
+        grid = {"bits": how["bits"], "group": how["group"], "dtype": self.dtype}
+        gating = {name: it for name, it in how.items() if name not in ("bits", "group", "interleaved")}
+        try:
+            first = pack(*gate_up, biases[0], **grid, interleaved=how.get("interleaved", False))
+            second = pack(*down, biases[1], **grid)
+        except KernelError:
+            return None
+        kernel = run
+        return self._cast(lambda x, ids, scale: kernel(x, ids, scale, first, second, **gating), (0,))
 
     def kv_write(self) -> Callable[..., None]:
         """``(k, v, k_cache, v_cache, slots)``: this step's keys and values into their slots."""

@@ -81,6 +81,22 @@ def test_quantized_weights_on_kernels_are_as_near_as_16_bits_come(tiny, bits):
     assert np.linalg.norm(found - exact) <= 4e-3 * np.linalg.norm(exact)  # 2^-11 a rounding, some of them
 
 
+@pytest.mark.slow
+def test_quantized_experts_are_repacked_once_and_as_near(tiny, monkeypatch):
+    from optpipe_kernels.triton import expert_weights, experts
+
+    packed, pack = [], expert_weights.pack
+    monkeypatch.setattr(expert_weights, "pack", lambda *args, **how: packed.append(how) or pack(*args, **how))
+    monkeypatch.setattr(experts, "quant_moe", None)  # packs at every call
+    artifact = tiny("mixtral", "quant{bits=4 group=32 zero=float head=8},paged")
+    exact = optpipe.load(artifact).logits(TOKENS[:12])
+    executor = load(artifact, dtype="f16", batch_invariant=False)
+    found = [executor.logits(TOKENS[:12]) for _ in range(2)]
+    assert len(packed) == 2 * sum(step.kernel == "quant_moe" for step in executor.lowered.steps) > 0
+    np.testing.assert_array_equal(*found)
+    assert np.linalg.norm(found[0] - exact) <= 4e-3 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize(("kv_dtype", "error"), [("f8", 2**-4), ("i8", 1e-2)])
 def test_an_eight_bit_cache_costs_little(tiny, sequences, kv_dtype, error):
     """Half a unit in the last place of e4m3 is 2^-4 of a number; of int8 2^-8 of the largest of a head."""
