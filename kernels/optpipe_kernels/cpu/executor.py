@@ -13,7 +13,7 @@ from optpipe.errors import CapacityError, KernelError
 from optpipe.targets.protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
 from optpipe.targets.steps import INPUTS, Done, check_step, check_tokens, one_sequence
 
-from .cache import CACHE_DTYPES, cache_bytes
+from .cache import cache_bytes
 from .library import Library, Pool
 from .lowering import Plans
 from .lowering.arena import ALIGNMENT
@@ -74,7 +74,6 @@ class CpuExecutor:
     """
 
     batch_invariant = True
-    kv_dtypes = CACHE_DTYPES
 
     def __init__(
         self,
@@ -85,6 +84,7 @@ class CpuExecutor:
     ) -> None:
         self._weights, self._library, self._pool = weights, library, pool
         self._lowerings = lowerings
+        self.kv_dtypes = lowerings.kv_dtypes
         self._parts: dict[int, _Ready] = {}  # the model's first layers, by how many
         self._cache: _Cache | None = None
         self.profile = False

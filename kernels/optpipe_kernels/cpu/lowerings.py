@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from optpipe.program.early_exit import early_exit, num_layers
 from optpipe.program.program import Program
 
+from .cache import CACHE_DTYPES
 from .lowering import Plans, lower
+from .lowering.recipe import Recipe
+from .lowering.view import External
 from .pack import quantized_bytes
 
 
@@ -24,6 +29,20 @@ class Lowerings:
         self._program, self._planes = program, planes
         self._made: dict[tuple[str, int | None], Plans] = {}
         self.num_layers = num_layers(program)
+
+    @property
+    def kv_dtypes(self) -> tuple[str, ...]:
+        """What the cache may store, the default first: as exact as the activations are.
+
+        Rounding SmolLM2's cache to bfloat16 costs 3e-5 nats, a hundredth of what activations of 8 bits cost.
+        """
+        exact, half, *others = CACHE_DTYPES
+        return (half, exact, *others) if self._planes == 1 else CACHE_DTYPES
+
+    @property
+    def weights(self) -> Mapping[External, Recipe]:
+        """How every weight is packed, whatever the cache stores."""
+        return self.plans(self.kv_dtypes[0]).weights
 
     def plans(self, kv_dtype: str, layers: int | None = None) -> Plans:
         """The lowering for a cache of that dtype.

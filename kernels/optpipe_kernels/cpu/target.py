@@ -99,9 +99,7 @@ class CpuTarget:
             return tensors[name]
 
         with _closed_on_error(pool):
-            weights = cached_weights(
-                lowerings.plans("f32").weights, read, _content(artifact), cache_folder(), pool
-            )
+            weights = cached_weights(lowerings.weights, read, _content(artifact), cache_folder(), pool)
             return CpuExecutor(lowerings, weights, library(), pool)
 
     def report_plan(
@@ -137,9 +135,7 @@ class CpuTarget:
         """An executor of a program and its weights, packed in memory; options as for an artifact."""
         lowerings, pool = _lowered(program, activations), _pool(**options)
         with _closed_on_error(pool):
-            packed = pack_weights(
-                lowerings.plans("f32").weights, lambda name: _numpy(weights[name].load()), pool
-            )
+            packed = pack_weights(lowerings.weights, lambda name: _numpy(weights[name].load()), pool)
             return CpuExecutor(lowerings, packed, library(), pool)
 
 

@@ -173,7 +173,7 @@ def test_other_architectures_quantized(tiny, name, int8):
 
 def test_a_cache_of_fewer_bits_changes_little(executor):
     tokens = TOKENS[:40]
-    exact = Sequences(executor, [tokens]).run([(0, 0, 40)])
+    exact = Sequences(executor, [tokens], "f32").run([(0, 0, 40)])
     sizes = {}
     for kv_dtype in ("bf16", "i8"):
         found = Sequences(executor, [tokens], kv_dtype).run([(0, 0, 40)])
@@ -240,3 +240,8 @@ def test_threads_end_with_the_executor_or_when_loading_fails(artifact, monkeypat
 def tasks():
     """Threads of this process, those that Python does not know included."""
     return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_the_cache_is_as_exact_as_the_activations(executor, activations):
+    assert executor.kv_dtypes[0] == {"int16": "f32", "int8": "bf16"}[activations]
+    assert sorted(executor.kv_dtypes) == ["bf16", "f32", "i8"]
