@@ -8,7 +8,6 @@ from typing import Any
 
 from .forms import ENGINE, FORMS
 from .measure import median
-from .watch import QUIET
 
 Record = dict[str, Any]
 
@@ -32,14 +31,13 @@ class Best:
 
 
 def best_of(data: dict[str, Any], model: str, cell: str, eight_bits: bool) -> Best | None:
-    """The fastest of all peers and their variants, of 8 bits or of everything else, on a quiet machine."""
+    """The fastest of all peers and their variants: of 8 bits, or of everything else."""
     found = [
         Best(peer, record, cell)
         for peer, record in records(data, model)
         if peer != ENGINE and (record["form"] == "int8-8") is eight_bits
     ]
-    quiet = [it for it in found if it.record.get("others", 0.0) <= QUIET]
-    return max(quiet or found, key=lambda it: it.rate, default=None)
+    return max(found, key=lambda it: it.rate, default=None)
 
 
 def records(data: dict[str, Any], model: str) -> Iterator[tuple[str, Record]]:

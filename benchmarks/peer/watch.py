@@ -7,8 +7,6 @@ import resource
 import time
 from pathlib import Path
 
-QUIET = 0.05  # of all processors; records with more count where there is none with less
-
 
 class Watch:
     """What other processes take of the machine while this one and its children measure."""
