@@ -199,7 +199,7 @@ def test_times_of_a_profile_add_up(executor):
 
 
 def test_refuses_what_it_cannot_do(executor):
-    with pytest.raises(CapacityError, match="no cache of f16; it has .*bf16"):
+    with pytest.raises(CapacityError, match=r"no cache of f16; it has .*bf16"):
         executor.allocate(3, kv_dtype="f16")
     with pytest.raises(RequestError, match=r"Token ids must be in \[0, 264\)"):
         executor.logits(np.array([264]))
