@@ -13,7 +13,7 @@ from ..weights.grid import QuantizedTensor
 from ..weights.safetensors import safetensors_weights
 from ..weights.store import BaseWeight, LazyWeight
 from .folder import written_whole
-from .hf import MINIMUM, PACKED, SCALE, SHAPE, PackedParameter, packed_parameters
+from .hf import CODES, MINIMUM, PACKED, SCALE, SHAPE, PackedParameter, packed_parameters
 from .load import Artifact
 from .save import CONFIG, CONSTANTS, GRAPH, copy_files, to_json
 from .tensors import INDEX, SHARD_BYTES, write_sharded
@@ -48,6 +48,8 @@ class Dequantized(BaseWeight):
         return values.transpose(-1, -2).contiguous() if self._transposed else values
 
     def _values(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        if CODES in parts:
+            return (parts[CODES].float() * parts[SCALE].float()).to(self.dtype)
         codes = unpack(parts[PACKED], self._item.bits, self._item.shape[-1])
         grid = QuantizedTensor(codes, parts[SCALE], parts.get(MINIMUM), self._item.bits, self._item.group)
         return grid.dequantize().to(self.dtype)
@@ -107,12 +109,10 @@ def _parameters(artifact: Artifact, dtype: torch.dtype) -> Iterator[tuple[str, L
     stored: dict[str, LazyWeight] = {}
     for name in artifact.manifest.files:
         if name.endswith(".safetensors") and name != CONSTANTS:
-            stored.update(safetensors_weights(artifact.path / name))
+            stored.update(safetensors_weights(artifact.path / name, eight_bit_floats=True))
     packed = packed_parameters(artifact.program)
     for parameter, item in packed.items():
-        parts = {part: stored.pop(parameter + part) for part in (PACKED, SCALE)}
-        if item.minimum:
-            parts[MINIMUM] = stored.pop(parameter + MINIMUM)
+        parts = {part: stored.pop(parameter + part) for part in item.parts}
         stored.pop(parameter + SHAPE, None)
         yield parameter, Dequantized(parts, item, dtype, parameter in artifact.manifest.transposed)
     for name, weight in stored.items():

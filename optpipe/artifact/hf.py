@@ -1,7 +1,8 @@
 """Who else can load the folder: is every parameter of the model's own class there, in a form it reads?
 
 A quantized parameter ``P`` is stored as ``P_packed``, ``P_scale``, ``P_minimum`` (and ``P_shape``, which
-compressed-tensors reads). Symmetric linear layers are its ``pack-quantized`` format as they are; what else
+compressed-tensors reads), or, in rows of 8 bits, as ``P`` and ``P_scale``. Symmetric linear layers are its
+``pack-quantized`` format as they are, rows of 8 bits its ``int-quantized`` and ``float-quantized``; what else
 may stand in the way is said in a sentence.
 """
 
@@ -19,7 +20,9 @@ from ..program.program import Arg, Node, Program, WeightRef
 from ..weights.store import LazyWeight, TensorWeight
 from .tensors import stored_bytes
 
-PACKED, SCALE, MINIMUM, SHAPE = "_packed", "_scale", "_minimum", "_shape"
+PACKED, CODES, SCALE, MINIMUM, SHAPE = "_packed", "", "_scale", "_minimum", "_shape"
+ROW_WISE = {"i8": "int-quantized", "f8": "float-quantized"}
+"""Type of the rows of ``row_wise_linear`` → compressed-tensors' name of the form."""
 _UNUSED_SHARE = 0.05  # of all bytes: parameters that only other loaders want are kept up to this
 _DTYPES = {
     torch.float64: "float64",
@@ -38,6 +41,7 @@ class PackedParameter:
         bits, group: of its grid.
         minimum: whether the grid has one.
         shape: of its values, outputs first.
+        format: compressed-tensors' name of the form.
     """
 
     op: str
@@ -45,6 +49,14 @@ class PackedParameter:
     group: int
     minimum: bool
     shape: tuple[int, ...]
+    format: str = "pack-quantized"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What the names of its tensors end in."""
+        if self.format in ROW_WISE.values():
+            return (CODES, SCALE)
+        return (PACKED, SCALE, MINIMUM) if self.minimum else (PACKED, SCALE)
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ def hf_form(
         return HfForm(unknown, unknown, dict(config), {}, frozenset(), ())
     packed = packed_parameters(program)
     extra = _unused(program, packed, model, checkpoint)
-    known = set(checkpoint) | {name + part for name in packed for part in _parts(packed[name])}
+    known = set(checkpoint) | {name + part for name in packed for part in packed[name].parts}
     export_obstacle = _export_obstacle(program, packed, weights, model, checkpoint, extra)
     load_obstacle = export_obstacle or _packed_obstacle(packed, model)
     plain = [weights[name] for name in program.weights if name in checkpoint]
@@ -111,7 +123,11 @@ def hf_form(
         content["tie_word_embeddings"] = False
     if packed and load_obstacle is None:
         content["quantization_config"] = _quantization(packed, model)
-        shapes = {name + SHAPE: TensorWeight(torch.tensor(item.shape)) for name, item in packed.items()}
+        shapes = {
+            name + SHAPE: TensorWeight(torch.tensor(item.shape))
+            for name, item in packed.items()
+            if PACKED in item.parts
+        }
         extra = {**extra, **shapes}
     transposed = tuple(name for name in packed if _transposed(model, name))
     return HfForm(
@@ -123,6 +139,7 @@ def packed_parameters(program: Program) -> dict[str, PackedParameter]:
     """Every parameter that the program reads packed, by its name in the model."""
     found: dict[str, PackedParameter] = {}
     for node in program.nodes:
+        found.update(_rows(program, node))
         for words, scale, minimum in _packed_operands(node):
             name = words.removesuffix(PACKED)
             bits, group = node.kwargs["bits"], node.kwargs["group"]
@@ -139,6 +156,16 @@ def packed_parameters(program: Program) -> dict[str, PackedParameter]:
     return found
 
 
+def _rows(program: Program, node: Node) -> Iterator[tuple[str, PackedParameter]]:
+    """The weight of rows of 8 bits, where a node reads one."""
+    weight = node.args[1] if node.op == "optpipe.row_wise_linear" else None
+    if isinstance(weight, WeightRef) and program.weights[weight.name].stored in ROW_WISE:
+        stored = program.weights[weight.name]
+        op = node.op if node.args[2] == WeightRef(weight.name + SCALE) else ""  # "": named by no convention
+        shape = tuple(int(dim) for dim in stored.type.shape)
+        yield weight.name, PackedParameter(op, 8, -1, False, shape, ROW_WISE[stored.stored])
+
+
 def _packed_operands(node: Node) -> Iterator[tuple[str, str, bool]]:
     """(words, scale, has a minimum) of every packed operand."""
     starts = {"optpipe.quant_linear": (1,), "optpipe.quant_embedding": (1,), "optpipe.quant_moe": (3, 6)}
@@ -147,10 +174,6 @@ def _packed_operands(node: Node) -> Iterator[tuple[str, str, bool]]:
         minimum: Arg = node.args[at + 2] if len(node.args) > at + 2 else node.kwargs.get("minimum")
         if isinstance(words, WeightRef) and isinstance(scale, WeightRef):
             yield words.name, scale.name, minimum is not None
-
-
-def _parts(item: PackedParameter) -> tuple[str, ...]:
-    return (PACKED, SCALE, MINIMUM) if item.minimum else (PACKED, SCALE)
 
 
 def _tie_groups(model: nn.Module) -> list[list[str]]:
@@ -205,6 +228,8 @@ def _export_obstacle(
         if not plain and not any(name in packed for name in names):
             return Obstacle(f"the graph no longer holds the parameter '{names[0]}'", names[0])
         for name in plain:
+            if name in packed:
+                continue
             if name in program.weights and weights[name] is not checkpoint.get(name):
                 return Obstacle(f"the values of '{name}' were changed", name)
         if names[0] not in plain and names[0] not in packed:
@@ -254,34 +279,42 @@ def _dtype(plain: Iterable[LazyWeight]) -> str:
 
 def _quantization(packed: Mapping[str, PackedParameter], model: nn.Module) -> dict[str, Any]:
     """``quantization_config`` in the form of compressed-tensors: one group a scheme."""
-    schemes: dict[tuple[int, int], list[str]] = {}
+    schemes: dict[tuple[str, int, int], list[str]] = {}
     for name, item in packed.items():
-        schemes.setdefault((item.bits, item.group), []).append(name.removesuffix(".weight"))
+        schemes.setdefault((item.format, item.bits, item.group), []).append(name.removesuffix(".weight"))
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     quantized = {name for names in schemes.values() for name in names}
     groups = {
         f"group_{index}": {
             "targets": _targets(names, linears),
-            "weights": _scheme(bits, group),
-            "input_activations": None,
+            "weights": _scheme(form, bits, group),
+            "input_activations": _activations(form),
             "output_activations": None,
-            "format": "pack-quantized",
+            "format": form,
         }
-        for index, ((bits, group), names) in enumerate(schemes.items())
+        for index, ((form, bits, group), names) in enumerate(schemes.items())
     }
+    formats = {form for form, _, _ in schemes}
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": _targets([name for name in linears if name not in quantized], linears),
     }
 
 
-def _scheme(bits: int, group: int) -> dict[str, Any]:
+def _activations(form: str) -> dict[str, Any] | None:
+    """Activations of rows of 8 bits: a scale a token, when it comes."""
+    if form not in ROW_WISE.values():
+        return None
+    return _scheme(form, 8, -1) | {"strategy": "token", "dynamic": True}
+
+
+def _scheme(form: str, bits: int, group: int) -> dict[str, Any]:
     return {
         "num_bits": bits,
-        "type": "int",
+        "type": "float" if form == ROW_WISE["f8"] else "int",
         "symmetric": True,
         "strategy": "channel" if group == -1 else "group",
         "group_size": None if group == -1 else group,

@@ -135,7 +135,7 @@ def _weights(artifact: Artifact) -> Weights:
     for name in artifact.manifest.files:
         if name.endswith(".safetensors"):
             try:
-                found.update(safetensors_weights(artifact.path / name))
+                found.update(safetensors_weights(artifact.path / name, eight_bit_floats=True))
             except ModelError as error:
                 raise ArtifactError(error.message, hint=error.hint) from None
     weights = Weights()

@@ -18,6 +18,7 @@ from . import (
     quant_moe,
     rms_norm,
     rope,
+    row_wise_linear,
 )
 from .op import OPS, Op, body_of, define
 
@@ -40,4 +41,5 @@ __all__ = [
     "quant_moe",
     "rms_norm",
     "rope",
+    "row_wise_linear",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dialect import body_of, quant_linear
+from ..dialect import body_of, quant_linear, row_wise_linear
 from ..dialect.op import accumulator
 from ..weights.cache import WeightCache
 from ..weights.store import Weights
@@ -32,6 +32,8 @@ class Interpreter:
         dtype: what the graph's float32 stands for: float32, or float64 for a check without noise.
         device: where to compute.
         cache: keeps weights in memory between runs; None reads them again every time.
+        rounds: whether ``row_wise_linear`` rounds activations, as it says; without, graphs that compute the
+            same give the same within float32's noise, for which a rounding is a cliff.
     """
 
     gm: fx.GraphModule
@@ -39,6 +41,7 @@ class Interpreter:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: WeightCache | None = None
+    rounds: bool = True
 
     def __post_init__(self) -> None:
         self._order = list(_in_time(self.gm.graph))
@@ -90,6 +93,8 @@ class Interpreter:
             return streamed.embedding(weight, args[1], self._compute_dtype(value(table).dtype))
         if self._reads_packed(node):
             return self._quant_linear(node, args, kwargs)
+        if not self.rounds and is_call(node, torch.ops.optpipe.row_wise_linear):
+            return row_wise_linear.smooth(*args, **kwargs)
         return self._bodies[node](*self._dtypes(args), **self._dtypes(kwargs))
 
     def _reads_packed(self, node: fx.Node) -> bool:
@@ -119,7 +124,7 @@ class Interpreter:
         if node in self._deferred:
             return None
         weight, want = self.weights[str(node.target)], value(node).dtype
-        dtype = self._compute_dtype(want) if want.is_floating_point else None
+        dtype = self._compute_dtype(want) if want.is_floating_point else None  # float8 stays what it is
         if self.cache is not None:
             return self.cache.load(weight, dtype, self.device)
         return weight.load().to(device=self.device, dtype=dtype)

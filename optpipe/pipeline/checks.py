@@ -57,7 +57,12 @@ class Finding:
 
 
 class Subject:
-    """A graph with weights, as something that gives logits."""
+    """A graph with weights, as something that gives logits.
+
+    Args:
+        rounds: whether layers that round activations do. Lossless contracts are checked without: noise moves
+            a rounding by a whole code, and a wrong rewrite shows all the same.
+    """
 
     def __init__(
         self,
@@ -66,9 +71,11 @@ class Subject:
         probes: Probes,
         cache: WeightCache,
         dtype: torch.dtype = torch.float32,
+        *,
+        rounds: bool = True,
     ) -> None:
         self.probes = probes
-        self.executor = ReferenceExecutor(gm, weights, dtype=dtype, cache=cache)
+        self.executor = ReferenceExecutor(gm, weights, dtype=dtype, cache=cache, rounds=rounds)
 
     @property
     def paged(self) -> bool:

@@ -21,7 +21,7 @@ from torch import fx
 from ..errors import OptpipeError, PassError
 from ..evaluate import Quality
 from ..graph.canonical import canonicalize, eliminate_dead
-from ..graph.nodes import value
+from ..graph.nodes import is_call, value
 from ..plugins import installed_plugins
 from ..program import from_fx, print_program
 from ..verifier import verify
@@ -234,10 +234,10 @@ class Manager:
             return (), None
         probes = self.measured.probes
         self.measured.cache.retain(weights_read(gm, weights).values())
-        subject = Subject(gm, weights, probes, self.measured.cache)
         contract = p.contract()
+        subject = Subject(gm, weights, probes, self.measured.cache, rounds=isinstance(contract, Lossy))
         if isinstance(contract, Lossy):
-            return self._measure_lossy(p, contract, subject)
+            return self._measure_lossy(p, contract, subject, gm, weights)
         noise = self.measured.noise
         found = checks.check_lossless(subject, probes.lossless, self._baseline, noise)
         findings = [require(finding, p.name) for finding in found]
@@ -248,7 +248,7 @@ class Manager:
         return tuple(findings), None
 
     def _measure_lossy(
-        self, p: Pass, contract: Lossy, subject: Subject
+        self, p: Pass, contract: Lossy, subject: Subject, gm: fx.GraphModule, weights: Weights
     ) -> tuple[tuple[Finding, ...], Quality | None]:
         """A lossy pass may spend its budget on top of what the ones before it may have spent."""
         assert self.measured is not None, "only measured pipelines are measured"
@@ -260,6 +260,9 @@ class Manager:
         findings = [require(finding, p.name) for finding in checks.divergence(quality, bound)]
         self._baseline = [probes.keep(logits) for logits in subject.logits(probes.lossless)]
         far = checks.check_far(probes, self._baseline, self.measured.source[0], bound.max_kld)
+        if any(is_call(node, torch.ops.optpipe.row_wise_linear) for node in gm.graph.nodes):
+            smooth = Subject(gm, weights, probes, self.measured.cache, rounds=False)
+            self._baseline = [probes.keep(logits) for logits in smooth.logits(probes.lossless)]
         findings += [require(finding, p.name) for finding in far]
         self.quality = quality
         return tuple(findings), quality

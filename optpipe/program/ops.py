@@ -66,6 +66,7 @@ DTYPES: dict[str, torch.dtype] = {
     "i16": torch.int16,
     "i8": torch.int8,
     "u8": torch.uint8,
+    "f8": torch.float8_e4m3fn,
     "bool": torch.bool,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -91,7 +92,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     """Our name of a torch dtype.
 
     Raises:
-        ArtifactError: a Program has no such dtype (complex, float8, …).
+        ArtifactError: a Program has no such dtype (complex, float8 e5m2, …).
     """
     if dtype not in _DTYPE_NAMES:
         raise ArtifactError(

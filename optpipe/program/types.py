@@ -19,9 +19,10 @@ DTYPE_BYTES = {
     "i16": 2,
     "i8": 1,
     "u8": 1,
+    "f8": 1,
     "bool": 1,
 }
-"""Every dtype a Program may hold, and its bytes an element."""
+"""Every dtype a Program may hold, and its bytes an element; f8 is e4m3 without infinities."""
 
 MAX_RANK = 16
 

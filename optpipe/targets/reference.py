@@ -30,6 +30,7 @@ class ReferenceExecutor:
         weights: its values.
         device: where to compute.
         cache: keeps weights in memory between steps; by default up to half of what is free.
+        rounds: see ``Interpreter``.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class ReferenceExecutor:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         cache: WeightCache | None = None,
+        rounds: bool = True,
     ) -> None:
         self._device = usable_device(device)
         self._kept = WeightCache(half_of_memory()) if cache is None else cache
-        self._interpreter = Interpreter(gm, weights, dtype, self._device, self._kept)
+        self._interpreter = Interpreter(gm, weights, dtype, self._device, self._kept, rounds)
         self._weights = weights
         self._parts: dict[int, Interpreter] = {}  # the model's first layers, by how many
         self._inputs = {input_name(node): node for node in gm.graph.nodes if node.op == "placeholder"}
@@ -99,7 +101,9 @@ class ReferenceExecutor:
         if layers not in self._parts:
             whole = self._interpreter
             gm = to_fx(early_exit(from_fx(whole.gm), layers))
-            self._parts[layers] = Interpreter(gm, self._weights, whole.dtype, self._device, self._kept)
+            self._parts[layers] = Interpreter(
+                gm, self._weights, whole.dtype, self._device, self._kept, whole.rounds
+            )
 
     def submit(self, step: StepInputs, *, logits: bool = True, layers: int | None = None) -> Done:
         """See ``LayeredExecutor.submit``. The step has run when this returns."""

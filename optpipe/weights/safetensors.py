@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_EIGHT_BIT_FLOATS = {"F8_E4M3": torch.float8_e4m3fn}
 
 
 class SafetensorsWeight(BaseWeight):
@@ -51,20 +53,25 @@ class SafetensorsWeight(BaseWeight):
         return self.load()[index]
 
 
-def safetensors_weights(path: Path) -> dict[str, LazyWeight]:
+def safetensors_weights(path: Path, *, eight_bit_floats: bool = False) -> dict[str, LazyWeight]:
     """All tensors of one file; nothing but the header is read.
+
+    Args:
+        eight_bit_floats: take F8_E4M3 too: the codes of a graph that reads them with their scales. A model's
+            own would be taken for its values.
 
     Raises:
         ModelError: the file is cut short, damaged, or of a dtype that is not read.
     """
     size = path.stat().st_size
     header, start = _header(path, size)
+    dtypes = _DTYPES | _EIGHT_BIT_FLOATS if eight_bit_floats else _DTYPES
     weights: dict[str, LazyWeight] = {}
     spans = []
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        begin, end, shape, dtype = _entry(path, name, entry, size - start)
+        begin, end, shape, dtype = _entry(path, name, entry, size - start, dtypes)
         spans.append((begin, end))
         weights[name] = SafetensorsWeight(path, start + begin, shape, dtype)
     _check_spans(path, spans, size - start)
@@ -109,7 +116,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _entry(path: Path, name: str, entry: Any, room: int) -> tuple[int, int, tuple[int, ...], torch.dtype]:
+def _entry(
+    path: Path, name: str, entry: Any, room: int, dtypes: Mapping[str, torch.dtype]
+) -> tuple[int, int, tuple[int, ...], torch.dtype]:
     """One tensor's place, checked: (begin, end, shape, dtype)."""
     try:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -117,12 +126,12 @@ def _entry(path: Path, name: str, entry: Any, room: int) -> tuple[int, int, tupl
         raise _wrong(path, f"does not say dtype, shape and place of the tensor '{name[:120]}'") from None
     if not isinstance(shape, list) or not all(_whole(number) for number in [*shape, begin, end]):
         raise _wrong(path, f"gives the tensor '{name[:120]}' a shape or place that is not whole numbers")
-    if not isinstance(kind, str) or kind not in _DTYPES:
+    if not isinstance(kind, str) or kind not in dtypes:
         raise ModelError(
             f"The tensor '{name[:120]}' in '{path.name}' is stored as {str(kind)[:40]}, which is not read.",
-            hint=f"read are {', '.join(_DTYPES)}",
+            hint=f"read are {', '.join(dtypes)}",
         )
-    dtype = _DTYPES[kind]
+    dtype = dtypes[kind]
     nbytes = math.prod(shape) * dtype.itemsize
     if end - begin != nbytes:
         raise _wrong(path, f"gives {end - begin} bytes to the tensor '{name[:120]}', which takes {nbytes}")

@@ -1,14 +1,19 @@
-"""``quant``: linear layers read weights of 4 or 8 bits.
+"""``quant``: linear layers read weights of 4 or 8 bits, or multiply rows of 8 bits.
 
 Before: %y = aten.linear(%x, @q_proj.weight, @q_proj.bias)
 After:  %y = optpipe.quant_linear(%x, @q_proj.weight_packed, @q_proj.weight_scale, @q_proj.weight_minimum,
         @q_proj.bias, bits=4, group=32)
+        in the schemes ``fp8`` and ``w8a8``
+        %y = optpipe.row_wise_linear(%x, @q_proj.weight, @q_proj.weight_scale, @q_proj.bias)
 Guards: the weight is stored, its inputs fill whole groups (else smaller groups are tried) and words; it
-        chooses no experts; no skip pattern names its module
+        chooses no experts; no skip pattern names its module; rows of 8 bits: 16 inputs at a time, and
+        nobody else reads the weight
 Source: GGUF's Q4_1 (the float minimum), compressed-tensors (the symmetric form), GPTQ (``algorithm=gptq``)
 
 A weight that arrives on a grid of the wanted width keeps it, exactly, unless an option asks for another one.
 With a float minimum the embedding is packed too where that is exact, or where it is the LM head's table.
+The schemes round activations too, dynamically, a scale a token; the LM head and experts keep theirs, over
+weights of 8 bits.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import fx
 
-from optpipe.errors import PassError
+from optpipe.errors import PassError, PipelineError
 from optpipe.graph.nodes import path
 from optpipe.pipeline import Lossy, Pass, Stage, auto
 from optpipe.pipeline.context import PassContext, operation
@@ -32,28 +37,13 @@ from optpipe.quantize.rtn import joined, round_to_nearest, why_not
 from optpipe.weights.grid import GridInfo, QuantizedTensor
 from optpipe.weights.store import LazyWeight
 
+from . import quant_row_wise as row_wise
 from .layer_inputs import LayerInputs
+from .quant_budgets import budget
 from .quant_sites import Site, find_sites
 
 CALIBRATION_WINDOWS = 16  # of 512 tokens; see optpipe.quantize.gptq for what 8 and 32 give
 
-# Promised KL from the source, nats: about twice what the worse of two models measures, SmolLM2-135M (Q4_1)
-# and Gemma-3-270M (Q4_K_M, most of it 5 bits and more). Larger models lose less.
-EIGHT_BITS = 0.02  # 0.003, 0.009
-ROUNDED = (
-    0.5  # float minimum g32: 0, 0.40; coarser ones and symmetric: 0.27, 0.7 and more, which need --max-kld
-)
-BUDGETS = {
-    # (minimum, group): budget    measured with compensation
-    (True, 32): 0.25,  # 0, 0.115
-    (True, 64): 0.35,  # 0.063, 0.163
-    (True, 128): 0.45,  # 0.063, 0.217
-    (True, -1): 0.5,
-    (False, 32): 0.35,  # 0.076, 0.172; with a 4-bit head 0.189
-    (False, 64): 0.4,  # 0.101, 0.202
-    (False, 128): 0.5,  # 0.101, 0.229
-    (False, -1): 0.5,
-}
 SLAB_BYTES = 64 << 20  # of a float32 weight at once, while rounding
 
 
@@ -70,7 +60,7 @@ class Quant(Pass):
     """Store the weights of linear layers in 4 or 8 bits.
 
     Attributes:
-        bits: of a weight.
+        bits: of a weight. auto: 4, and 8 in the schemes that round activations.
         group: inputs that share a scale; -1 for one scale a row. auto: what a weight arrives with, else 32
             for 4 bits and -1 for 8.
         zero: "none" for the symmetric grid, which other loaders read; "float" for a minimum a group. auto:
@@ -79,45 +69,78 @@ class Quant(Pass):
             "gptq" for weights that are put on 4 bits, "rtn" for 8.
         head: bits of the LM head; none leaves it alone.
         skip: patterns of modules to leave alone.
+        scheme: "weights" leaves activations alone; "w8a8" multiplies rows of int8, "fp8" rows of float8 e4m3,
+            with a scale a token and one an output. They have no other grid.
     """
 
     name: ClassVar[str] = "quant"
     stage: ClassVar[Stage] = Stage.QUANT
 
-    bits: Literal[4, 8] = 4
+    bits: Literal[4, 8] | None = auto()
     group: Literal[-1, 32, 64, 128] | None = auto()
     zero: Literal["none", "float"] | None = auto()
     algorithm: Literal["rtn", "gptq"] | None = auto()
     head: Literal[8, 4] | None = 8
     skip: tuple[str, ...] = ()
+    scheme: Literal["weights", "w8a8", "fp8"] = "weights"
+
+    def __post_init__(self) -> None:
+        """Raises PipelineError where a scheme is given a grid that it does not have."""
+        given = {"bits": (self.bits, 8), "group": (self.group, -1), "zero": (self.zero, "none")}
+        given["algorithm"] = (self.algorithm, "rtn")
+        for option, (value, only) in given.items():
+            if self.scheme != "weights" and value not in (None, only):
+                raise PipelineError(
+                    f"quant{{scheme={self.scheme}}} has {option}={only} and no other, got {option}={value}."
+                )
+
+    @property
+    def width(self) -> int:
+        """Bits of a weight."""
+        return self.bits or (4 if self.scheme == "weights" else 8)
 
     @property
     def grid(self) -> GridInfo:
         """The grid of weights that bring none."""
-        group = self.group or (32 if self.bits == 4 else -1)
-        return GridInfo(self.bits, group, self.has_minimum)
+        group = self.group or (32 if self.width == 4 else -1)
+        return GridInfo(self.width, group, self.has_minimum)
 
     @property
     def has_minimum(self) -> bool:
         """Whether groups have a minimum of their own."""
-        return self.zero == "float" or (self.zero is None and self.bits == 4)
+        return self.zero == "float" or (self.zero is None and self.width == 4)
 
     @property
     def calibrated(self) -> bool:
         """Whether errors are compensated with calibration text."""
-        return self.algorithm == "gptq" or (self.algorithm is None and self.bits == 4)
+        return self.algorithm == "gptq" or (self.algorithm is None and self.width == 4)
 
     def contract(self) -> Lossy:
         """A divergence measured for these options, with room."""
-        return Lossy(max_kld=budget(self))
+        return Lossy(max_kld=budget(self.scheme, self.grid, calibrated=self.calibrated, head=self.head))
 
     def apply(self, graph: fx.Graph, cx: PassContext) -> None:
         """Rewrite every site that has a grid."""
-        chosen = dict(self._choose(list(find_sites(graph, cx)), cx))
+        sites = list(find_sites(graph, cx))
+        if self.scheme != "weights":
+            sites = list(self._row_wise(sites, cx))
+        chosen = dict(self._choose(sites, cx))
         made = dict(self._calibrate(chosen, cx)) if self.calibrated else {}
         for done, (site, grid) in enumerate(chosen.items(), 1):
             cx.replace(site.node, lambda: build(cx, site, grid, made), what=describe(self, site, grid))  # noqa: B023
             cx.progress(done / len(chosen))
+
+    def _row_wise(self, sites: Sequence[Site], cx: PassContext) -> Iterator[Site]:
+        """Rewrite the layers whose activations are rounded; what remains has weights of 8 bits."""
+        for site in sites:
+            if site.kind != "linear" or site.head:
+                yield site
+            elif (reason := skipped(self, site) or row_wise.why_not(site, cx)) is not None:
+                cx.missed(site.node, reason)
+            else:
+                dtype = row_wise.SCHEMES[self.scheme]
+                what = f"{operation(site.node)} in {self.scheme}"
+                cx.replace(site.node, lambda: row_wise.build(cx, site, dtype), what=what)  # noqa: B023
 
     def _choose(self, sites: Sequence[Site], cx: PassContext) -> Iterator[tuple[Site, GridInfo]]:
         """Every site that is rewritten, with its grid; a reason is recorded for the others."""
@@ -134,7 +157,7 @@ class Quant(Pass):
         layers = {
             site.node: site
             for site, grid in chosen.items()
-            if site.kind == "linear" and grid.bits == self.bits and not kept(cx, site, grid)
+            if site.kind == "linear" and grid.bits == self.width and not kept(cx, site, grid)
         }
         if not layers:
             return
@@ -163,21 +186,26 @@ def grid_of(
     Args:
         shared: what this function says of the LM head, when the site is the embedding with the same table.
     """
-    for pattern in options.skip:
-        if fnmatchcase(path(site.node), pattern):
-            return f"skip={pattern} leaves it alone"
+    if (reason := skipped(options, site)) is not None:
+        return reason
     weights = [cx.weights[name] for name in site.weights]
     if site.kind == "embedding":
         return _embedding_grid(options, weights[0], shared)
     if site.head and options.head is None:
         return "head=none leaves the LM head alone"
     wanted = options.grid
-    if site.head and options.head != options.bits:
+    if site.head and options.head != options.width:
         wanted = GridInfo(8, -1, False) if options.head == 8 else GridInfo(4, 32, options.has_minimum)
     arriving = weights[0].grid
     if arriving is not None and all(weight.grid == arriving for weight in weights):
         wanted = arriving if _may_keep(options, site, arriving, wanted) else wanted
     return fitting([site.columns(weight) for weight in weights], wanted)
+
+
+def skipped(options: Quant, site: Site) -> str | None:
+    """The pattern that leaves a site alone, as a reason, or None."""
+    named = (pattern for pattern in options.skip if fnmatchcase(path(site.node), pattern))
+    return next((f"skip={pattern} leaves it alone" for pattern in named), None)
 
 
 def fitting(columns: Sequence[int], wanted: GridInfo) -> GridInfo | str:
@@ -206,7 +234,7 @@ def _may_keep(options: Quant, site: Site, arriving: GridInfo, wanted: GridInfo) 
     """Whether an arriving grid is as good as the wanted one: it costs nothing, and loses nothing."""
     if site.transposed or arriving.bits != wanted.bits or (arriving.has_minimum and not options.has_minimum):
         return False
-    return options.group in (None, arriving.group) or (site.head and options.head != options.bits)
+    return options.group in (None, arriving.group) or (site.head and options.head != options.width)
 
 
 def describe(options: Quant, site: Site, grid: GridInfo) -> str:
@@ -294,13 +322,3 @@ def hessian_of(inputs: Sequence[torch.Tensor]) -> Hessian:
     for window in inputs:
         hessian.update(window)
     return hessian
-
-
-def budget(options: Quant) -> float:
-    """The promised divergence, nats."""
-    if options.bits == 8 and options.head != 4:
-        return EIGHT_BITS
-    if not options.calibrated:
-        return ROUNDED
-    group = options.grid.group if options.bits == 4 else 32
-    return BUDGETS[options.has_minimum, group]

@@ -15,8 +15,10 @@ import optpipe
 from optpipe.artifact import load_artifact
 from optpipe.artifact.export import export_hf
 from optpipe.artifact.hf import _targets
+from optpipe.dialect.row_wise_linear import row_wise_linear
 from optpipe.errors import ArtifactError
 from optpipe.quantize.pack import unpack
+from optpipe.targets.reference import ReferenceExecutor
 from optpipe.testing import tolerance
 from optpipe.weights.grid import QuantizedTensor
 
@@ -149,3 +151,35 @@ def test_targets_are_patterns_only_where_they_mean_no_other_layer() -> None:
     every = [f"model.layers.{i}.{name}" for i in range(3) for name in ("q", "k")] + ["lm_head"]
     names = ["model.layers.0.q", "model.layers.1.q", "model.layers.2.q", "model.layers.1.k", "lm_head"]
     assert _targets(names, every) == [r"re:model\.layers\.\d+\.q$", "model.layers.1.k", "lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "head", "form"),
+    [("w8a8", "none", "int-quantized"), ("fp8", "none", "float-quantized"), ("fp8", "8", "mixed-precision")],
+)
+def test_transformers_reads_rows_of_8_bits(
+    made: Callable[[str, str], Path], tmp_path: Path, scheme: str, head: str, form: str
+) -> None:
+    """The very weights, and activations rounded a token at a time: one of its layers gives what ours does.
+
+    compressed-tensors divides int8 activations by 127.5 where we divide by 127, so only float8 is compared.
+    """
+    pytest.importorskip("compressed_tensors")
+    folder = made("llama", f"quant{{scheme={scheme} head={head}}}")
+    opened = load_artifact(folder)
+    assert opened.config["quantization_config"]["format"] == form
+    model = transformers_model(folder)
+    logits_of(model)
+    name = "model.layers.0.mlp.up_proj"
+    weight, scale = (opened.weights[f"{name}.weight{part}"].load() for part in ("", "_scale"))
+    theirs = model.get_submodule(name)
+    assert torch.equal(theirs.weight, weight.float() * scale)
+    x = torch.randn(1, 5, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    if scheme == "fp8":
+        with torch.no_grad():
+            torch.testing.assert_close(
+                theirs(x), row_wise_linear(x, weight, scale), **tolerance("float32 sum")
+            )
+    export_hf(opened, tmp_path / "plain")
+    smooth = ReferenceExecutor(opened.graph(), opened.weights, rounds=False).logits(IDS.numpy())
+    assert_same(torch.from_numpy(smooth), transformers_logits(tmp_path / "plain"))

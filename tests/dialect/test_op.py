@@ -48,6 +48,7 @@ def operands():
         ),
         "rms_norm": ((r(3, 5), r(5)), {"eps": 1e-5, "unit_offset": True}),
         "rope": ((r(3, 2, 8), r(3, 6), r(3, 6)), {"interleaved": True}),
+        "row_wise_linear": ((r(3, 16), words(7, 4).view(torch.int8), r(7, 1), r(7)), {}),
     }
 
 

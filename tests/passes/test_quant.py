@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from optpipe.errors import PassError
+from optpipe.dialect.row_wise_linear import rounded_rows
+from optpipe.errors import PassError, PipelineError
 from optpipe.graph.canonical import canonicalize
 from optpipe.graph.interpreter import Interpreter
 from optpipe.pipeline import Lossy, Stage
@@ -24,6 +25,7 @@ from optpipe.weights.grid import GridInfo, QuantizedTensor
 from optpipe.weights.store import GridWeight, LazyWeight, TensorWeight, Weights
 from optpipe_passes.layer_inputs import LayerInputs
 from optpipe_passes.quant import Quant
+from optpipe_passes.quant_row_wise import SCHEMES
 
 LINEAR = """
     optpipe.program 1
@@ -46,6 +48,16 @@ TIED = """
     %0: f32[T, 64] = aten.embedding(@embed.weight, %input_ids)  # embed
     %1: f32[T, 64] = aten.linear(%0, @q.weight)  # model.q
     %2: f32[T, 96] = aten.linear(%1, @embed.weight)  # lm_head
+    return %2
+"""
+
+SHARED = """
+    optpipe.program 1
+    input %x: f32[T, 64]
+    weight @a.weight: f32[64, 64] stored f32
+    %0: f32[T, 64] = aten.linear(%x, @a.weight)  # model.a
+    %1: f32[T, 64] = aten.linear(%0, @a.weight)  # model.b
+    %2: f32[T, 64] = aten.tanh(%1)
     return %2
 """
 
@@ -455,3 +467,73 @@ def test_coarser_grids_promise_less() -> None:
 def test_rounding_promises_less_than_compensation() -> None:
     assert promised() < promised(algorithm="rtn")
     assert promised(zero="none") < promised(zero="none", algorithm="rtn")
+
+
+@pytest.mark.parametrize(("scheme", "kind"), [("w8a8", "i8"), ("fp8", "f8")])
+def test_schemes_round_activations_and_leave_the_head_theirs(scheme: Any, kind: str) -> None:
+    check_ir(
+        Quant(scheme=scheme),
+        LINEAR,
+        f"""
+        CHECK:      weight @q.weight: {kind}[48, 64] stored {kind}
+        CHECK:      weight @q.weight_scale: f32[48, 1] stored f32
+        CHECK:      optpipe.row_wise_linear(%x, @q.weight, @q.weight_scale, @q.bias)
+        CHECK-NEXT: optpipe.row_wise_linear({{{{%.*}}}}, @o.weight, @o.weight_scale, None)
+        CHECK-NEXT: quant_linear({{{{%.*}}}}, @head.weight_packed, @head.weight_scale, None, None, bits=8
+        """,
+    )
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "fp8"])
+def test_a_scheme_computes_with_rounded_rows(scheme: Any) -> None:
+    made = Rewritten(LINEAR, Quant(scheme=scheme, head=None))
+    rounded = made.source.overlay()
+    for name in ("q.weight", "o.weight"):
+        codes, scale = rounded_rows(made.source[name].load().float(), SCHEMES[scheme])
+        rounded.set(name, codes * scale)
+    values = x() / 8  # results are sums of some hundreds
+    smooth = Interpreter(made.gm, made.weights, rounds=False).run({"x": values})
+    torch.testing.assert_close(smooth, made.run_before(rounded, x=values), **tolerance("float32 sum"))
+    assert (made.run(x=values) - smooth).abs().max() > 1e-4
+
+
+def test_a_scheme_leaves_layers_alone_that_it_cannot_have() -> None:
+    made = Rewritten(LINEAR.replace("48", "40"), Quant(scheme="w8a8"))
+    assert made.missed()["model.o"] == "its 40 inputs are not a multiple of 16"
+    assert Rewritten(LINEAR, Quant(scheme="fp8", skip=("*.q",))).missed()["model.q"].startswith("skip=*.q")
+    made = Rewritten(SHARED, Quant(scheme="w8a8"))
+    assert made.missed()["model.a"] == "another operation reads its weight"
+
+
+def test_a_scheme_on_rows_of_int8_keeps_them() -> None:
+    arriving = on_grid((48, 64), GridInfo(8, -1, False))
+    made = Rewritten(LINEAR, Quant(scheme="w8a8"), {"q.weight": arriving})
+    values = made.weights["q.weight"].load().float() * made.weights["q.weight_scale"].load()
+    assert torch.equal(values, arriving.load())
+
+
+def test_conv1d_weights_become_rows_outputs_first() -> None:
+    text = """
+        optpipe.program 1
+        input %x: f32[T, 64]
+        weight @c.weight: f32[64, 32] stored f32
+        weight @c.bias: f32[32] stored f32
+        %0: f32[T, 32] = aten.addmm(@c.bias, %x, @c.weight)  # c
+        %1: f32[T, 32] = aten.tanh(%0)
+        return %1
+    """
+    made = Rewritten(text, Quant(scheme="w8a8"))
+    check_text(made.gm, "CHECK: row_wise_linear(%x, @c.weight, @c.weight_scale, @c.bias)")
+    assert made.weights["c.weight"].shape == (32, 64)
+
+
+def test_experts_of_a_scheme_have_weights_of_8_bits() -> None:
+    made = Rewritten(EXPERTS, Quant(scheme="fp8"))
+    check_text(made.gm, "CHECK: optpipe.quant_moe({{.*}}bits=8, group=-1")
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"group": 32}, {"zero": "float"}, {"algorithm": "gptq"}])
+def test_schemes_have_one_grid(options: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError, match=r"scheme=fp8} has .* and no other"):
+        Quant(scheme="fp8", **options)
+    assert Quant(scheme="fp8", bits=8, group=-1, zero="none", algorithm="rtn").grid == GridInfo(8, -1, False)
