@@ -90,7 +90,7 @@ def measure(call: Caller) -> Machine:
         return part / best(runs, 1.0)
 
     repeats = 20_000
-    lanes = {"avx512vnni": 16, "avxvnni": 8, "avx2": 8, "scalar": 4}[call.found.isa]
+    lanes = {"avx512bf16": 16, "avx512vnni": 16, "avxvnni": 8, "avx2": 8, "scalar": 4}[call.found.isa]
     operations = call.pool.threads * repeats * 12 * lanes * 8
     peak = operations / best([call("machine_dots", [out], (repeats,))], 0.5)
     return Machine(bandwidth(8 << 20, 32), bandwidth(4 << 20, 3), peak)

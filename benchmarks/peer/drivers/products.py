@@ -20,7 +20,7 @@ from optpipe_kernels.cpu.plan import Plan
 from optpipe_kernels.cpu.target import ACTIVATIONS
 
 MEMORY, CACHE = 8 << 20, 4 << 20  # bytes that a measurement of bandwidth reads at a time, by 2 threads
-LANES = {"avx512vnni": 16, "avxvnni": 8, "avx2": 8, "scalar": 4}
+LANES = {"avx512bf16": 16, "avx512vnni": 16, "avxvnni": 8, "avx2": 8, "scalar": 4}
 
 
 def alone(

@@ -3,7 +3,7 @@
 It is beside this package in a wheel and in site-packages in an editable install, which
 ``importlib.resources`` knows. Two environment variables matter, both read once, when the library is loaded:
 
-    OPTPIPE_CPU_ISA      avx512vnni, avxvnni, avx2 or scalar instead of the widest that the processor has
+    OPTPIPE_CPU_ISA      avx512bf16, avx512vnni, avxvnni, avx2 or scalar, not the widest that there is
     OPTPIPE_CPU_LIBRARY  the path of another build of the library, for those who work on it
 
 Imports numpy and no torch.

@@ -9,7 +9,7 @@ import numpy as np
 
 from .library import Library, Operand, Pool
 
-_LANES = {"avx512vnni": 16, "avxvnni": 8, "avx2": 8, "scalar": 4}  # floats a vector
+_LANES = {"avx512bf16": 16, "avx512vnni": 16, "avxvnni": 8, "avx2": 8, "scalar": 4}  # floats a vector
 _SUMS = 12  # of machine.h
 _READ = 128 << 20  # bytes: more than caches hold
 _REPEATS = 400_000

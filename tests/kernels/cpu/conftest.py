@@ -10,7 +10,7 @@ from optpipe_kernels.cpu.cache import cache_bytes
 from optpipe_kernels.cpu.library import Bf16, Pool
 from optpipe_kernels.cpu.pack import Matrix, quantized_bytes
 
-LEVELS = ("avx512vnni", "avxvnni", "avx2", "scalar")
+LEVELS = ("avx512bf16", "avx512vnni", "avxvnni", "avx2", "scalar")
 
 
 @pytest.fixture(params=LEVELS)

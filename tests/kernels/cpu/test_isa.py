@@ -27,7 +27,7 @@ def run(folder, out, **environment):
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("isa", ["avx512vnni", "avxvnni", "avx2", "scalar"])
+@pytest.mark.parametrize("isa", ["avx512bf16", "avx512vnni", "avxvnni", "avx2", "scalar"])
 def test_a_model_runs_at_the_level_that_the_environment_names(tiny, tmp_path, isa):
     if native.find() is None or isa not in native.library().isas:
         pytest.skip(f"this processor does not run {isa}")

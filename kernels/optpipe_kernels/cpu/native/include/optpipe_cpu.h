@@ -74,7 +74,7 @@ typedef struct optpipe_plan optpipe_plan;
 
 OPTPIPE_API int optpipe_cpu_abi(void);
 OPTPIPE_API const char *optpipe_cpu_error(void);
-OPTPIPE_API const char *optpipe_cpu_isa(void);          /* the level in use: "avx512vnni", "avxvnni", "avx2", "scalar" */
+OPTPIPE_API const char *optpipe_cpu_isa(void);          /* the level in use: "avx512bf16", "avx512vnni", "avxvnni", "avx2", "scalar" */
 OPTPIPE_API const char *optpipe_cpu_isas(void);         /* every level that this machine can run, comma between, widest first */
 OPTPIPE_API int optpipe_cpu_use_isa(const char *name);  /* for later calls and plans; a plan keeps its own */
 OPTPIPE_API int optpipe_cpu_kernel(const char *name);   /* number, or -1 */

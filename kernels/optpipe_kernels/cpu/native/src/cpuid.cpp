@@ -44,9 +44,10 @@ bool processor_runs(const char *level) {
     const bool base = (state & 0x06) == 0x06 && fma && f16c && avx2 && bmi2;
     if (std::strcmp(level, "avx2") == 0) return base;
     if (std::strcmp(level, "avxvnni") == 0) return base && bit(more.a, 4);
-    if (std::strcmp(level, "avx512vnni") != 0) return false;
+    const bool bf16 = std::strcmp(level, "avx512bf16") == 0;
+    if (!bf16 && std::strcmp(level, "avx512vnni") != 0) return false;
     const bool f = bit(seven.b, 16), dq = bit(seven.b, 17), bw = bit(seven.b, 30), vl = bit(seven.b, 31);
-    return base && (state & 0xe6) == 0xe6 && f && dq && bw && vl && bit(seven.c, 11);
+    return base && (state & 0xe6) == 0xe6 && f && dq && bw && vl && bit(seven.c, 11) && (!bf16 || bit(more.a, 5));
 }
 
 #else

@@ -18,6 +18,7 @@ OPTPIPE_LEVEL(scalar)
 OPTPIPE_LEVEL(avx2)
 OPTPIPE_LEVEL(avxvnni)
 OPTPIPE_LEVEL(avx512vnni)
+OPTPIPE_LEVEL(avx512bf16)
 #undef OPTPIPE_LEVEL
 
 namespace {
@@ -29,6 +30,9 @@ struct Level {
 };
 
 const Level LEVELS[] = {
+#ifdef OPTPIPE_WITH_AVX512BF16
+    {"avx512bf16", &avx512bf16::table, &avx512bf16::count},
+#endif
 #ifdef OPTPIPE_WITH_AVX512VNNI
     {"avx512vnni", &avx512vnni::table, &avx512vnni::count},
 #endif

@@ -1,0 +1,22 @@
+/* The level 'avx512bf16': 'avx512vnni' with products of bfloat16 pairs (AVX512_BF16). */
+#include "kernel.h"
+
+/* Headers of the system come first, outside the namespace. */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+#include <immintrin.h>
+
+namespace optpipe {
+namespace avx512bf16 {
+#include "vec/avx512.h"
+
+#include "vec/math.h"
+
+#include "vec/dot.h"
+
+#include "vec/pairs.h"
+
+#include "ops/all.h"
+} // namespace avx512bf16
+} // namespace optpipe
