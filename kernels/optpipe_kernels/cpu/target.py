@@ -18,6 +18,7 @@ from .cores import usable_cores
 from .executor import CpuExecutor
 from .library import Pool, find, library
 from .lowerings import Lowerings
+from .row_wise import as_packed, rows_of, words
 from .tensors import map_tensors
 from .weights import cached_weights, pack_weights
 
@@ -93,10 +94,12 @@ class CpuTarget:
             if name.endswith(".safetensors"):
                 tensors.update(map_tensors(artifact.path / name))
 
+        rows = rows_of(artifact.program)
+
         def read(name: str) -> NDArray[Any]:
             if name not in tensors:
                 raise ArtifactError(f"The artifact '{artifact.path}' lacks the weight '{name}' of its graph.")
-            return tensors[name]
+            return words(tensors[name]) if name in rows else tensors[name]
 
         with _closed_on_error(pool):
             weights = cached_weights(lowerings.weights, read, _content(artifact), cache_folder(), pool)
@@ -122,10 +125,10 @@ class CpuTarget:
         from .report import describe, profiled
 
         if not profile:
-            return describe(artifact.program, tokens=tokens, context=context)
+            return describe(as_packed(artifact.program), tokens=tokens, context=context)
         executor = self.load_artifact(artifact, **options)
         try:
-            return profiled(artifact.program, executor, tokens=tokens, context=context)
+            return profiled(as_packed(artifact.program), executor, tokens=tokens, context=context)
         finally:
             executor.close()
 
@@ -134,15 +137,21 @@ class CpuTarget:
     ) -> CpuExecutor:
         """An executor of a program and its weights, packed in memory; options as for an artifact."""
         lowerings, pool = _lowered(program, activations), _pool(**options)
+        rows = rows_of(program)
+
+        def read(name: str) -> NDArray[Any]:
+            stored = _numpy(weights[name].load())
+            return words(stored) if name in rows else stored
+
         with _closed_on_error(pool):
-            packed = pack_weights(lowerings.weights, lambda name: _numpy(weights[name].load()), pool)
+            packed = pack_weights(lowerings.weights, read, pool)
             return CpuExecutor(lowerings, packed, library(), pool)
 
 
 def _lowered(program: Program, activations: str) -> Lowerings:
     if activations not in ACTIVATIONS:
         raise RequestError(f"The cpu target rounds activations to int8 or int16, not to '{activations}'.")
-    return Lowerings(program, ACTIVATIONS[activations])
+    return Lowerings(as_packed(program), ACTIVATIONS[activations])
 
 
 @contextmanager
