@@ -38,6 +38,7 @@ def convert_node(c: Converter, node: Node) -> None:
         UnmappedError: there is no mapping; the sentence names the operation and its module.
     """
     from .rules import RULES
+    from .rules.projections import waits
 
     rule = RULES.get(node.op) or c.plugins.get(node.op)
     where = f" (in '{node.path}')" if node.path else ""
@@ -45,7 +46,10 @@ def convert_node(c: Converter, node: Node) -> None:
         raise UnmappedError(f"The operation {node.op}{where} has no mapping to ONNX.")
     c.path = node.path
     try:
-        rule(c, node)
+        if waits(c, node):
+            c.later[node.results[0].name] = node
+        else:
+            rule(c, node)
     except UnmappedError as error:
         if node.op in error.message:
             raise
@@ -60,6 +64,7 @@ def _inputs(c: Converter) -> None:
     c.path = "step"
     c.names["input_ids"], c.names["position_ids"] = c.reshape(ids, [-1]), c.reshape(positions, [-1])
     c.shared["position_rows"] = positions
+    c.shared["id_rows"] = ids
     c.shared["batch_and_sequence"] = c.emit("Shape", ids)
     if not c.options.microsoft:
         _lengths_of_cache(c)
@@ -109,21 +114,35 @@ def _lengths_given(c: Converter) -> None:
 def _outputs(c: Converter) -> None:
     logits = c.program.outputs[0]
     vocabulary = cast("int", logits.type.shape[-1])
-    name, c.path = c.name(logits), "step"
+    c.path = "step"
+    if c.options.rows != "chosen" and logits.name in c.rows:
+        c.writer.node("Identity", [c.rows[logits.name]], path="step", outputs=["logits"])
+        _declare_logits(c, vocabulary)
+        _present(c)
+        return
+    name = c.name(logits)
     if c.options.rows == "chosen":
-        c.writer.node("Identity", [name], outputs=["logits"])
+        c.writer.node("Identity", [name], path="step", outputs=["logits"])
         c.writer.output("logits", np.float32, ["rows", vocabulary])
-        c.writer.node("ArgMax", [name], outputs=["token_ids"], axis=-1, keepdims=0)
+        c.writer.node("ArgMax", [name], path="step", outputs=["token_ids"], axis=-1, keepdims=0)
         c.writer.output("token_ids", np.int64, ["rows"])
     else:
         if c.options.rows == "all":
             shape = c.emit("Concat", c.shared["batch_and_sequence"], c.constant([vocabulary]), axis=0)
         else:
             shape = c.constant([-1, 1, vocabulary])
-        c.writer.node("Reshape", [name, shape], outputs=["logits"])
-        c.writer.output(
-            "logits", np.float32, ["batch", 1 if c.options.rows == "last" else "sequence", vocabulary]
-        )
+        c.writer.node("Reshape", [name, shape], path="step", outputs=["logits"])
+        _declare_logits(c, vocabulary)
+    _present(c)
+
+
+def _declare_logits(c: Converter, vocabulary: int) -> None:
+    columns = 1 if c.options.rows == "last" else "sequence"
+    c.writer.output("logits", np.float32, ["batch", columns, vocabulary])
+
+
+def _present(c: Converter) -> None:
+    """The caches after the step."""
     for item in c.program.inputs:
         if item.kind == "cache":
             kind, _, layer = item.value.name.partition("_cache.")

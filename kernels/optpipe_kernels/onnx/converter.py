@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -56,10 +57,13 @@ class Converter:
         read: a weight's stored values; bfloat16 widened to float32.
         plugins: mappings that optpipe does not have itself, by operation.
         path: the module of the node that is converted.
-        names: what a value of the Program is called.
+        names: what a value of the Program is called, [T, ...].
+        rows: what it is called with its tokens in rows and columns, [batch, sequence, ...in one].
+        later: nodes that are written when somebody asks for what they make, by that value.
         rotary: tables of cos and sin, by the values of the Program that they stand for.
         turned: rotations that attention may do itself, by the value that they make.
         written: keys and values that ``kv_write`` gave a cache and attention will take.
+        present: caches after the step, of those that attention has written.
         shared: what many nodes use, by what it is.
     """
 
@@ -70,9 +74,12 @@ class Converter:
     plugins: Mapping[str, Callable[[Converter, Node], None]] = field(default_factory=dict)
     path: str = ""
     names: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, str] = field(default_factory=dict)
+    later: dict[str, Node] = field(default_factory=dict)
     rotary: dict[tuple[str, str, bool], Tables | None] = field(default_factory=dict)
     turned: dict[str, Turned] = field(default_factory=dict)
     written: dict[str, tuple[Value, Value]] = field(default_factory=dict)
+    present: set[str] = field(default_factory=set)
     shared: dict[str, str] = field(default_factory=dict)
     _users: dict[str, list[Node]] | None = None
 
@@ -88,8 +95,12 @@ class Converter:
         return self.emit(op, *inputs, outputs=outputs, domain=MICROSOFT, **attributes)
 
     def name(self, arg: Arg) -> str:
-        """What a tensor argument is called in the model."""
+        """What a tensor argument is called in the model: [T, ...]."""
         if isinstance(arg, Value):
+            self.demand(arg)
+            if arg.name not in self.names:
+                sizes = [cast("int", it) for it in arg.type.shape[1:]]
+                self.names[arg.name] = self.reshape(self.rows[arg.name], [-1, *sizes])
             return self.names[arg.name]
         if isinstance(arg, WeightRef):
             return self.weight(arg.name)
@@ -112,9 +123,40 @@ class Converter:
         """A constant of a Program's dtype."""
         return self.writer.constant(values, DTYPES[dtype])
 
+    def row_name(self, value: Value) -> str:
+        """What a value [T, ...] is called as [batch, sequence, ...in one]."""
+        self.demand(value)
+        if value.name not in self.rows:
+            width = math.prod(cast("int", it) for it in value.type.shape[1:])
+            self.rows[value.name] = self.as_rows(self.name(value), width)
+        return self.rows[value.name]
+
+    def as_rows(self, name: str, width: int) -> str:
+        """[T, ...] as [batch, sequence, width]."""
+        shape = f"rows of {width}"
+        if shape not in self.shared:
+            parts = [self.shared["batch_and_sequence"], self.constant([width])]
+            self.shared[shape] = self.writer.node("Concat", parts, path="step", axis=0)[0]
+        made: str = self.emit("Reshape", name, self.shared[shape])
+        return made
+
+    def demand(self, value: Value) -> None:
+        """Write a node that was left for later."""
+        node = self.later.pop(value.name, None)
+        if node is not None:
+            from .rules import RULES
+
+            path, self.path = self.path, node.path
+            RULES[node.op](self, node)
+            self.path = path
+
     def bind(self, value: Value, name: str) -> None:
         """Say what a value of the Program is called."""
         self.names[value.name] = name
+
+    def bind_rows(self, value: Value, name: str) -> None:
+        """Say what it is called with its tokens in rows and columns."""
+        self.rows[value.name] = name
 
     def users(self, value: Value) -> list[Node]:
         """The nodes that take a value."""
@@ -129,6 +171,22 @@ class Converter:
     def shape_of(self, value: Value) -> str:
         """The name of a constant that reshapes to a value's type: at most one size may be symbolic."""
         return self.constant(_sizes(value))
+
+    def sizes(self, shape: Sequence[int | str]) -> str:
+        """The name of a shape, [rank] int64; the number of tokens may be among its sizes.
+
+        Raises:
+            UnmappedError: a size is another one that is not fixed.
+        """
+        if all(isinstance(it, int) for it in shape):
+            return self.constant(list(shape))
+        if any(isinstance(it, str) and it != "T" for it in shape):
+            raise UnmappedError(f"A tensor of shape {list(shape)} has no mapping.")
+        tokens = self.emit("Shape", self.names.get("input_ids") or self.names["position_ids"])
+        made: str = self.emit(
+            "Concat", *(tokens if it == "T" else self.constant([it]) for it in shape), axis=0
+        )
+        return made
 
     def reshape(self, name: str, sizes: Sequence[int]) -> str:
         """A reshape; one size may be −1."""

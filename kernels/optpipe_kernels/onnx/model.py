@@ -71,7 +71,7 @@ class ModelWriter:
 
         Args:
             inputs: names; None leaves an optional one out.
-            outputs: names, or how many to make up.
+            outputs: names, of which an empty one leaves the output out, or how many to make up.
 
         Returns:
             the names of its outputs.
@@ -152,9 +152,8 @@ class ModelWriter:
             onnx.checker.ValidationError: the model is not one.
         """
         self._data.flush()
-        graph = helper.make_graph(
-            self._nodes, "optpipe", self._inputs, self._outputs, list(self._tensors.values())
-        )
+        nodes, tensors = self._needed()
+        graph = helper.make_graph(nodes, "optpipe", self._inputs, self._outputs, tensors)
         versions = [helper.make_opsetid(it, self._opset if it == "" else 1) for it in sorted(self._domains)]
         model = helper.make_model(
             graph, opset_imports=versions, producer_name="optpipe", ir_version=_IR_VERSION
@@ -164,6 +163,16 @@ class ModelWriter:
         onnx.save_model(model, str(path))
         onnx.checker.check_model(str(path))
         return path
+
+    def _needed(self) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+        """The nodes and tensors that an output depends on."""
+        wanted = {it.name for it in self._outputs}
+        nodes = []
+        for node in reversed(self._nodes):
+            if not wanted.isdisjoint(node.output):
+                nodes.append(node)
+                wanted.update(node.input)
+        return nodes[::-1], [it for name, it in self._tensors.items() if name in wanted]
 
     def fresh(self, path: str, what: str) -> str:
         """A name for an output that nothing else has."""

@@ -46,11 +46,12 @@ def test_each_operation_is_one_operator_named_after_its_module(exported):
     graph = onnx.load(str(exported("llama", passes="quant,paged") / "model.onnx")).graph
     kinds = [it.op_type for it in graph.node]
     assert kinds.count("GroupQueryAttention") == 2
-    assert kinds.count("MatMulNBits") == 15  # 7 a layer, and the head
+    assert kinds.count("MatMulNBits") == 11  # 5 a layer, as queries, keys and values are one; and the head
     assert kinds.count("SkipSimplifiedLayerNormalization") == 4
     assert "RotaryEmbedding" not in kinds and "Softmax" not in kinds  # both inside the attention
+    assert "Reshape" not in kinds and "Transpose" not in kinds
     names = {it.name for it in graph.node}
-    assert "model/layers/1/self_attn/q_proj/MatMulNBits" in names
+    assert {f"model/layers/1/self_attn/{it}/MatMulNBits" for it in ("qkv_proj", "o_proj")} <= names
     stored = {it.name for it in graph.initializer}
     assert "model.layers.0.input_layernorm.weight" in stored
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import arithmetic, attention, dialect, experts, indexing, quantized, shapes  # noqa: F401 - they fill it
+from . import (  # noqa: F401 - they fill it
+    arithmetic,
+    attention,
+    dialect,
+    experts,
+    filling,
+    indexing,
+    quantized,
+    reductions,
+    shapes,
+)
 from .table import RULES, Rule, maps
 
 __all__ = ["RULES", "Rule", "maps"]

@@ -1,17 +1,19 @@
-"""ATen operations that work element by element, and reductions."""
+"""ATen operations that work element by element, and matrix products."""
 
 from __future__ import annotations
 
 from typing import cast
 
-from optpipe.program.program import Arg, Node
+from optpipe.program.program import Arg, Node, Value
 
 from ..converter import DTYPES, Converter, UnmappedError, argument, integer, tensor_type
 from ..model import element_type
 from .table import Rule, maps
+from .tokens import by_token, flat_weights, on_rows
 
 _BINARY = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "pow": "Pow", "maximum": "Max", "minimum": "Min",
+    "multiply": "Mul",
     "eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual",
     "logical_and": "And", "bitwise_and": "And", "logical_or": "Or", "bitwise_or": "Or",
 }  # fmt: skip
@@ -32,14 +34,18 @@ def _binary(op: str) -> Rule:
             raise UnmappedError(f"{node.op} with {node.kwargs} has no mapping.")
         compares = op in ("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or")
         like = _common(c, (left, right)) if compares else node.results[0].type.dtype
-        c.bind(node.results[0], c.emit(op, _as(c, left, like), _as(c, right, like)))
+        rows = flat_weights(c, (left, right)) and on_rows(c, node)
+        made = c.emit(op, _as(c, left, like, rows), _as(c, right, like, rows))
+        (c.bind_rows if rows else c.bind)(node.results[0], made)
 
     return rule
 
 
 def _unary(op: str) -> Rule:
     def rule(c: Converter, node: Node) -> None:
-        c.bind(node.results[0], c.emit(op, _as(c, node.args[0], node.results[0].type.dtype)))
+        rows = on_rows(c, node)
+        made = c.emit(op, _as(c, node.args[0], node.results[0].type.dtype, rows))
+        (c.bind_rows if rows else c.bind)(node.results[0], made)
 
     return rule
 
@@ -51,9 +57,9 @@ def _common(c: Converter, args: tuple[Arg, ...]) -> str:
     return str(max(kinds, key=order.index))
 
 
-def _as(c: Converter, arg: Arg, dtype: str) -> str:
+def _as(c: Converter, arg: Arg, dtype: str, rows: bool = False) -> str:
     """An operand in a dtype: ONNX mixes none."""
-    name = c.operand(arg, dtype)
+    name = c.row_name(arg) if rows and isinstance(arg, Value) else c.operand(arg, dtype)
     if isinstance(arg, bool | int | float) or tensor_type(arg, c.program).dtype == dtype:
         return name
     cast_: str = c.emit("Cast", name, to=element_type(DTYPES[dtype]))
@@ -64,6 +70,8 @@ for _name, _op in _BINARY.items():
     maps(*(f"aten.{_name}{it}" for it in ("", ".Tensor", ".Scalar", ".Tensor_Scalar", ".Tensor_Tensor")))(
         _binary(_op)
     )
+maps("aten.min.other")(_binary("Min"))
+maps("aten.max.other")(_binary("Max"))
 for _name, _op in _UNARY.items():
     maps(f"aten.{_name}")(_unary(_op))
 
@@ -80,17 +88,41 @@ def rsqrt(c: Converter, node: Node) -> None:
     c.bind(node.results[0], c.emit("Reciprocal", c.emit("Sqrt", c.name(node.args[0]))))
 
 
+@maps("aten.square")
+def square(c: Converter, node: Node) -> None:
+    """x²."""
+    x = c.name(node.args[0])
+    c.bind(node.results[0], c.emit("Mul", x, x))
+
+
+@maps("aten.log1p")
+def log1p(c: Converter, node: Node) -> None:
+    """log(1 + x)."""
+    like = node.results[0].type.dtype
+    c.bind(node.results[0], c.emit("Log", c.emit("Add", c.name(node.args[0]), c.constant(1, like))))
+
+
+@maps("aten.expm1")
+def expm1(c: Converter, node: Node) -> None:
+    """eˣ − 1 = 2 · eˣᐟ² · sinh(x / 2), which loses no digits near 0."""
+    half = c.emit("Div", c.name(node.args[0]), c.constant(2, node.results[0].type.dtype))
+    twice = c.emit("Mul", c.constant(2, node.results[0].type.dtype), c.emit("Sinh", half))
+    c.bind(node.results[0], c.emit("Mul", c.emit("Exp", half), twice))
+
+
 @maps("aten.silu")
 def silu(c: Converter, node: Node) -> None:
     """x · σ(x)."""
-    c.bind(node.results[0], activation(c, "silu", c.name(node.args[0])))
+    (x,), bind = by_token(c, node, node.args[0])
+    bind(node.results[0], activation(c, "silu", x))
 
 
 @maps("aten.gelu")
 def gelu(c: Converter, node: Node) -> None:
     """Exact, or with tanh."""
     tanh = argument(node, 1, "approximate", "none") == "tanh"
-    c.bind(node.results[0], activation(c, "gelu_tanh" if tanh else "gelu", c.name(node.args[0])))
+    (x,), bind = by_token(c, node, node.args[0])
+    bind(node.results[0], activation(c, "gelu_tanh" if tanh else "gelu", x))
 
 
 def activation(c: Converter, kind: str, x: str) -> str:
@@ -126,7 +158,18 @@ def clamp(c: Converter, node: Node) -> None:
     c.bind(node.results[0], c.emit("Clip", c.name(node.args[0]), *bounds))
 
 
-@maps("aten.where.self")
+@maps("aten.clamp.Tensor")
+def clamp_tensor(c: Converter, node: Node) -> None:
+    """Between two tensors, either of which may be missing."""
+    made = c.name(node.args[0])
+    for place, name, op in ((1, "min", "Max"), (2, "max", "Min")):
+        bound = argument(node, place, name)
+        if bound is not None:
+            made = c.emit(op, made, _as(c, bound, node.results[0].type.dtype))
+    c.bind(node.results[0], made)
+
+
+@maps("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf", "aten.where.Scalar")
 def where(c: Converter, node: Node) -> None:
     """One or the other."""
     like = node.results[0].type.dtype
@@ -148,28 +191,15 @@ def softmax(c: Converter, node: Node) -> None:
     c.bind(node.results[0], c.emit("Softmax", _as(c, node.args[0], like), axis=integer(node, 1, "dim")))
 
 
-def _reduction(op: str) -> Rule:
-    def rule(c: Converter, node: Node) -> None:
-        dims = argument(node, 1, "dim")
-        given = cast("tuple[int, ...]", dims if isinstance(dims, tuple) else (dims,))
-        x = _as(c, node.args[0], node.results[0].type.dtype)
-        axes = None if dims is None else c.constant(list(given))
-        keep = int(bool(argument(node, 2, "keepdim", False)))
-        c.bind(node.results[0], c.emit(op, x, axes, keepdims=keep))
-
-    return rule
-
-
-maps("aten.sum.dim_IntList", "aten.sum")(_reduction("ReduceSum"))
-maps("aten.mean.dim", "aten.mean")(_reduction("ReduceMean"))
-maps("aten.amax")(_reduction("ReduceMax"))
-maps("aten.amin")(_reduction("ReduceMin"))
-
-
 @maps("aten.linear")
 def linear(c: Converter, node: Node) -> None:
     """x · Wᵀ + b, with the weight as it is stored."""
     bias = argument(node, 2, "bias")
+    if not isinstance(node.args[1], Value) and not isinstance(bias, Value) and on_rows(c, node):
+        x, weight = c.row_name(cast("Value", node.args[0])), c.name(node.args[1])
+        made = c.microsoft("FusedMatMul", x, weight, transB=1)
+        c.bind_rows(node.results[0], made if bias is None else c.emit("Add", made, c.name(bias)))
+        return
     x, weight = c.name(node.args[0]), c.name(node.args[1])
     added = None if bias is None else c.name(bias)
     if len(node.results[0].type.shape) == 2:

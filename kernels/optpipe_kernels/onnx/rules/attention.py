@@ -12,7 +12,8 @@ from optpipe.program.program import Node, Value
 
 from ..converter import Converter, UnmappedError, argument, head_width
 from ..rotary import Turned, rotary_tables
-from .attention_inputs import key_bias, rows_of, turn, turned_name
+from .attention_inputs import key_bias, padded_rows, turn_now
+from .projections import packed
 from .standard_attention import standard_attention
 from .table import maps, sizes_of
 
@@ -31,7 +32,7 @@ def rope(c: Converter, node: Node) -> None:
     turned = Turned(x, tables, interleaved)
     c.turned[node.results[0].name] = turned
     if not all(it.op in ("optpipe.kv_write", "optpipe.paged_attention") for it in c.users(node.results[0])):
-        c.bind(node.results[0], turn(c, turned))
+        turn_now(c, node.results[0])
 
 
 @maps("optpipe.kv_write")
@@ -43,28 +44,34 @@ def kv_write(c: Converter, node: Node) -> None:
 
 @maps("optpipe.paged_attention")
 def paged_attention(c: Converter, node: Node) -> None:
-    """The cache's update and attention over it."""
+    """The cache's update and attention over it.
+
+    A layer that reads what another has written in this step is given the same keys and values again.
+    """
     cache = cast("Value", node.args[1])
     if cache.name not in c.written:
-        raise UnmappedError("A layer that reads another layer's cache has no mapping.")
-    k, v = c.written.pop(cache.name)
+        raise UnmappedError("A layer that reads a cache before anything is written has no mapping.")
+    k, v = c.written[cache.name]
     layer = cache.name.rpartition(".")[2]
-    made = (_grouped if c.options.microsoft else standard_attention)(c, node, k, v, layer)
-    c.bind(node.results[0], made)
+    if c.options.microsoft:
+        _grouped(c, node, k, v, layer)
+    else:
+        c.bind(node.results[0], standard_attention(c, node, k, v, layer))
 
 
-def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> str:
+def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> None:
     """Write, rotate and attend in one operator: [T, H, Dv]."""
-    q = cast("Value", node.args[0])
-    (heads, width), (kv_heads, v_width) = sizes_of(q), sizes_of(v)
-    wide = head_width(c.program, cast("Value", node.args[1]))
+    q, cache = cast("Value", node.args[0]), cast("Value", node.args[1])
+    heads, (kv_heads, v_width) = sizes_of(q)[0], sizes_of(v)
+    wide = head_width(c.program, cache)
     fused = _rotation(c, q, k)
     tables = fused.tables if fused is not None else None
-    inputs = [
-        _packed_heads(c, _source(c, value, fused), size, (own, wide))
-        for value, size, own in ((q, heads, width), (k, kv_heads, width), (v, kv_heads, v_width))
-    ]
+    inputs = _inputs(c, tuple(_source(c, it, fused) for it in (q, k, v)), wide)
     past = [f"past_key_values.{layer}.{it}" for it in ("key", "value")]
+    present = [f"present.{layer}.{it}" for it in ("key", "value")]
+    if cache.name in c.present:
+        present = [c.writer.fresh(c.path, it) for it in ("key", "value")]
+    c.present.add(cache.name)
     window, softcap = node.kwargs.get("window"), node.kwargs.get("softcap")
     sinks = argument(node, 6, "sinks")
     made = c.writer.node(
@@ -75,7 +82,7 @@ def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> str:
             None if sinks is None else c.name(sinks), None, None, None, None, c.shared.get("query_seqlens"),
         ],
         path=c.path,
-        outputs=[c.writer.fresh(c.path, "attention"), f"present.{layer}.key", f"present.{layer}.value"],
+        outputs=[c.writer.fresh(c.path, "attention"), *present],
         domain="com.microsoft",
         num_heads=heads,
         kv_num_heads=kv_heads,
@@ -85,10 +92,12 @@ def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> str:
         do_rotary=int(fused is not None),
         rotary_interleaved=int(fused is not None and fused.interleaved),
     )  # fmt: skip
-    out = c.reshape(made[0], [-1, heads, wide])
-    if v_width != wide:
-        out = c.emit("Slice", out, c.constant([0]), c.constant([v_width]), c.constant([2]))
-    return out
+    if v_width == wide:
+        c.bind_rows(node.results[0], made[0])
+        return
+    apart = c.reshape(made[0], [-1, heads, wide])
+    ends = [c.constant([it]) for it in (0, v_width, 2)]
+    c.bind(node.results[0], c.emit("Slice", apart, *ends))
 
 
 def _rotation(c: Converter, q: Value, k: Value) -> Turned | None:
@@ -102,15 +111,16 @@ def _rotation(c: Converter, q: Value, k: Value) -> Turned | None:
     return first if same and fits else None
 
 
-def _source(c: Converter, value: Value, fused: Turned | None) -> str:
+def _source(c: Converter, value: Value, fused: Turned | None) -> Value:
     """What goes in: the value before its rotation when that is done inside."""
     turned = c.turned.get(value.name)
-    return c.name(turned.x) if fused is not None and turned is not None else turned_name(c, value)
+    return turned.x if fused is not None and turned is not None else value
 
 
-def _packed_heads(c: Converter, name: str, heads: int, widths: tuple[int, int]) -> str:
-    """[T, H, D] as [batch, sequence, H · D], the heads padded with zeros to the cache's width."""
-    width, wanted = widths
-    if width != wanted:
-        name = c.emit("Pad", name, c.constant([0, 0, 0, 0, 0, wanted - width]))
-    return rows_of(c, name, heads * wanted)
+def _inputs(c: Converter, values: tuple[Value, ...], wide: int) -> list[str | None]:
+    """Queries, keys and values: packed in the first where one product makes them all."""
+    if all(sizes_of(it)[1] == wide for it in values) and not any(it.name in c.turned for it in values):
+        made = packed(c, values)
+        if made is not None:
+            return [made, None, None]
+    return [padded_rows(c, it, wide) for it in values]

@@ -15,17 +15,16 @@ from .table import sizes_of
 UNSEEN = float(np.finfo(np.float32).min) / 4  # several of them still add up to a number
 
 
-def turned_name(c: Converter, value: Value) -> str:
-    """A value's name; a rotation that was left to attention is done now."""
-    if value.name not in c.names:
-        c.bind(value, turn(c, c.turned[value.name]))
-    return c.name(value)
+def turn_now(c: Converter, value: Value) -> None:
+    """A rotation that was left to attention is done now."""
+    if value.name in c.turned and value.name not in c.rows:
+        c.bind_rows(value, turn(c, c.turned[value.name]))
 
 
 def turn(c: Converter, turned: Turned) -> str:
-    """The rotation as an operator of its own, from tables."""
+    """The rotation as an operator of its own, from tables: [batch, sequence, heads · width]."""
     heads, width = sizes_of(turned.x)
-    rows = rows_of(c, c.name(turned.x), heads * width)
+    rows = c.row_name(turned.x)
     partial = turned.tables.width if turned.tables.width != width else 0
     where = c.shared["position_rows"]
     cos, sin = turned.tables.cos, turned.tables.sin
@@ -39,18 +38,17 @@ def turn(c: Converter, turned: Turned) -> str:
             "RotaryEmbedding", rows, cos, sin, where, num_heads=heads, rotary_embedding_dim=partial,
             interleaved=int(turned.interleaved),
         )  # fmt: skip
-    return c.reshape(made, [-1, heads, width])
+    return str(made)
 
 
-def rows_of(c: Converter, name: str, width: int) -> str:
-    """[T, ...] as [batch, sequence, width]."""
-    shape = f"rows of {width}"
-    if shape not in c.shared:
-        c.shared[shape] = c.writer.node(
-            "Concat", [c.shared["batch_and_sequence"], c.constant([width])], path="step", axis=0
-        )[0]
-    made: str = c.emit("Reshape", name, c.shared[shape])
-    return made
+def padded_rows(c: Converter, value: Value, width: int) -> str:
+    """[T, H, D] as [batch, sequence, H · width], every head with zeros behind it where D < width."""
+    heads, own = sizes_of(value)
+    turn_now(c, value)
+    if own == width:
+        return c.row_name(value)
+    wide = c.emit("Pad", c.name(value), c.constant([0, 0, 0, 0, 0, width - own]))
+    return c.as_rows(wide, heads * width)
 
 
 def key_bias(c: Converter, node: Node, *, causal: bool = False) -> str | None:

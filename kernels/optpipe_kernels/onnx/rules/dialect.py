@@ -6,33 +6,40 @@ from typing import cast
 
 import numpy as np
 
-from optpipe.program.program import Node, WeightRef
+from optpipe.program.program import Node, Value, WeightRef
 
 from ..converter import Converter, argument, tensor_type
+from ..model import MICROSOFT
 from .arithmetic import activation
 from .table import maps
+from .tokens import by_token
 
 
 @maps("optpipe.rms_norm")
 def rms_norm(c: Converter, node: Node) -> None:
     """One operator; a unit offset goes into the weight."""
-    made = c.emit("RMSNormalization", c.name(node.args[0]), _scale(c, node, 1), axis=-1, epsilon=_eps(node))
-    c.bind(node.results[0], made)
+    (x,), bind = by_token(c, node, node.args[0])
+    made = c.emit("RMSNormalization", x, _scale(c, node, 1), axis=-1, epsilon=_eps(node))
+    bind(node.results[0], made)
 
 
 @maps("optpipe.add_rms_norm")
 def add_rms_norm(c: Converter, node: Node) -> None:
     """Sum and norm in one operator where there is one."""
-    x, residual, scale = c.name(node.args[0]), c.name(node.args[1]), _scale(c, node, 2)
+    (x, residual), bind = by_token(c, node, *node.args[:2])
+    scale = _scale(c, node, 2)
     if c.options.microsoft:
-        normed, _, _, total = c.microsoft(
-            "SkipSimplifiedLayerNormalization", x, residual, scale, outputs=4, epsilon=_eps(node)
-        )
+        op = "SkipSimplifiedLayerNormalization"
+        normed, total = (c.writer.fresh(c.path, it) for it in ("normed", "sum"))
+        c.writer.node(
+            op, [x, residual, scale], path=c.path, outputs=[normed, "", "", total], domain=MICROSOFT,
+            epsilon=_eps(node),
+        )  # fmt: skip
     else:
         total = c.emit("Add", x, residual)
         normed = c.emit("RMSNormalization", total, scale, axis=-1, epsilon=_eps(node))
-    c.bind(node.results[0], normed)
-    c.bind(node.results[1], total)
+    bind(node.results[0], normed)
+    bind(node.results[1], total)
 
 
 def _eps(node: Node) -> float:
@@ -66,21 +73,30 @@ def layer_norm(c: Converter, node: Node) -> None:
         return
     scale = c.constant(np.ones(width), "f32") if weight is None else c.name(weight)
     offset = None if bias is None else c.name(bias)
-    made = c.emit("LayerNormalization", c.name(node.args[0]), scale, offset, axis=-1, epsilon=_eps(node))
-    c.bind(node.results[0], made)
+    (x,), bind = by_token(c, node, node.args[0])
+    made = c.emit("LayerNormalization", x, scale, offset, axis=-1, epsilon=_eps(node))
+    bind(node.results[0], made)
 
 
 @maps("optpipe.gated_act")
 def gated_act(c: Converter, node: Node) -> None:
     """act(gate) · up."""
     kind = cast("str", node.kwargs["kind"])
-    c.bind(node.results[0], c.emit("Mul", activation(c, kind, c.name(node.args[0])), c.name(node.args[1])))
+    (gate, up), bind = by_token(c, node, *node.args[:2])
+    bind(node.results[0], c.emit("Mul", activation(c, kind, gate), up))
 
 
 @maps("optpipe.gather_rows")
 def gather_rows(c: Converter, node: Node) -> None:
     """The rows whose logits are wanted, or all of them."""
+    x, result = cast("Value", node.args[0]), node.results[0]
+    if x.name in c.rows and c.options.rows == "all":
+        c.bind_rows(result, c.rows[x.name])
+        return
+    if x.name in c.rows and c.options.rows == "last":
+        c.bind_rows(result, c.emit("Gather", c.rows[x.name], c.constant([-1]), axis=1))
+        return
     if c.options.rows == "all":
-        c.bind(node.results[0], c.name(node.args[0]))
+        c.bind(result, c.name(x))
         return
     c.bind(node.results[0], c.emit("Gather", c.name(node.args[0]), c.name(node.args[1]), axis=0))

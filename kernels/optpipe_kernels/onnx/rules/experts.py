@@ -89,11 +89,12 @@ def _route(c: Converter, node: Node, experts: Any, first: Linear, second: Linear
         rows = c.emit("Gather", x, c.emit("Div", place, c.constant(slots)), axis=0)
         outputs.append(second(_gated(c, node, first(rows, expert)), expert))
         places.append(place)
-    # Every (token, slot) is in one expert's rows: sorting the places puts all rows back in order.
+    # Every (token, slot) is in at most one expert's rows; one that is in none adds nothing.
     order = c.emit("Concat", *places, axis=0)
     width = node.results[0].type.shape[1]
     rows = c.emit("Concat", *outputs, axis=0)
-    blank = c.emit("Expand", c.constant(0, "f32"), c.emit("Shape", rows))
+    shape = c.emit("Concat", c.emit("Shape", flat), c.constant([width]), axis=0)
+    blank = c.emit("Expand", c.constant(0, "f32"), shape)
     sorted_ = c.emit("ScatterND", blank, c.emit("Unsqueeze", order, c.constant([1])), rows)
     apart = c.reshape(sorted_, [-1, slots, int(width)])
     scaled = c.emit("Mul", apart, c.emit("Unsqueeze", weights, c.constant([2])))

@@ -6,12 +6,17 @@ from optpipe.program.program import Node
 
 from ..converter import Converter, UnmappedError, argument, integer, tensor_type
 from .table import maps
+from .tokens import ids_in_rows
 
 
 @maps("aten.embedding")
 def embedding(c: Converter, node: Node) -> None:
     """Rows of a table."""
-    c.bind(node.results[0], c.emit("Gather", c.name(node.args[0]), c.name(node.args[1]), axis=0))
+    table, rows = c.name(node.args[0]), ids_in_rows(c, node.args[1])
+    if rows is not None:
+        c.bind_rows(node.results[0], c.emit("Gather", table, rows, axis=0))
+    else:
+        c.bind(node.results[0], c.emit("Gather", table, c.name(node.args[1]), axis=0))
 
 
 @maps("aten.index_select")

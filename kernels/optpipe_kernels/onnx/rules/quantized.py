@@ -16,6 +16,7 @@ from optpipe.program.program import Arg, Node, WeightRef
 
 from ..converter import Converter, UnmappedError, argument
 from .table import maps
+from .tokens import by_token, ids_in_rows
 
 _SMALLEST, _LARGEST = 16, 256  # inputs a block, a power of two, that the operators take
 
@@ -143,7 +144,8 @@ def quant_linear(c: Converter, node: Node) -> None:
     bits = cast("int", node.kwargs["bits"])
     name, found = stored_grid(c, node.args[1], node.args[2], minimum, bits)
     added = None if bias is None else c.name(bias)
-    c.bind(node.results[0], product(c, c.name(node.args[0]), name, found, added))
+    (x,), bind = by_token(c, node, node.args[0])
+    bind(node.results[0], product(c, x, name, found, added))
 
 
 @maps("optpipe.quant_embedding")
@@ -152,7 +154,8 @@ def quant_embedding(c: Converter, node: Node) -> None:
     name, found = stored_grid(
         c, node.args[1], node.args[2], argument(node, 3, "minimum"), cast("int", node.kwargs["bits"])
     )
-    ids = c.name(node.args[0])
+    rows = ids_in_rows(c, node.args[0])
+    ids, bind = (rows, c.bind_rows) if rows else (c.name(node.args[0]), c.bind)
     codes = c.writer.tensor(f"{name}.rows", found.codes, data_of=name)
     scale = c.writer.tensor(f"{name}.scales", found.scale)
     if c.options.microsoft and found.zero is None:
@@ -160,8 +163,9 @@ def quant_embedding(c: Converter, node: Node) -> None:
             "GatherBlockQuantized", codes, ids, scale, bits=found.bits, block_size=found.block,
             quantize_axis=1, gather_axis=0,
         )  # fmt: skip
-        c.bind(node.results[0], made)
+        bind(node.results[0], made)
         return
+    ids = c.name(node.args[0])
     rows = c.emit("Gather", codes, ids, axis=0)
     if found.bits == 4:
         high = c.emit("BitShift", rows, c.constant(4, "u8"), direction="RIGHT")

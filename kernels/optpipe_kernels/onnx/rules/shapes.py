@@ -13,10 +13,22 @@ _END = (1 << 63) - 1
 
 
 @maps("aten.reshape", "aten.view", "aten._unsafe_view", "aten.flatten.using_ints", "aten.unflatten.int",
-      "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims")  # fmt: skip
+      "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims",
+      "aten.reshape_as", "aten.view_as")  # fmt: skip
 def reshape(c: Converter, node: Node) -> None:
-    """The result's own sizes say everything."""
+    """The result's own sizes say everything; rows and columns do not see what is behind them."""
+    source, result = node.args[0], node.results[0]
+    if isinstance(source, Value) and _per_token(source) and _per_token(result):
+        c.demand(source)
+        if source.name in c.rows:
+            c.bind_rows(result, c.rows[source.name])
+            return
     c.bind(node.results[0], c.emit("Reshape", c.name(node.args[0]), c.shape_of(node.results[0])))
+
+
+def _per_token(value: Value) -> bool:
+    shape = value.type.shape
+    return len(shape) > 1 and shape[0] == "T" and all(isinstance(it, int) for it in shape[1:])
 
 
 @maps("aten.permute", "aten.transpose.int", "aten.t")
@@ -39,9 +51,14 @@ def expand(c: Converter, node: Node) -> None:
     given, wanted = tensor_type(node.args[0], c.program).shape, node.results[0].type.shape
     before = (1,) * (len(wanted) - len(given)) + tuple(given)
     sizes = [1 if old == new else new for old, new in zip(before, wanted, strict=True)]
-    if any(isinstance(it, str) for it in sizes):
-        raise UnmappedError(f"An expansion to {node.results[0].type} has no mapping.")
-    c.bind(node.results[0], c.emit("Expand", c.name(node.args[0]), c.constant(sizes)))
+    c.bind(node.results[0], c.emit("Expand", c.name(node.args[0]), c.sizes(sizes)))
+
+
+@maps("aten.broadcast_tensors")
+def broadcast_tensors(c: Converter, node: Node) -> None:
+    """Each expanded to the shape of all."""
+    for value, arg in zip(node.results, cast("tuple[Arg, ...]", node.args[0]), strict=True):
+        c.bind(value, c.emit("Expand", c.name(arg), c.sizes(value.type.shape)))
 
 
 @maps("aten.repeat")
@@ -70,7 +87,7 @@ def repeat_interleave(c: Converter, node: Node) -> None:
     c.bind(node.results[0], c.emit("Reshape", spread, c.shape_of(node.results[0])))
 
 
-@maps("aten.cat")
+@maps("aten.cat", "aten.concat")
 def cat(c: Converter, node: Node) -> None:
     """One behind the other."""
     parts = [c.name(it) for it in cast("tuple[Arg, ...]", node.args[0])]

@@ -12,7 +12,7 @@ from typing import cast
 from optpipe.program.program import Node, Value
 
 from ..converter import Converter, argument, head_width
-from .attention_inputs import key_bias, rows_of, turned_name
+from .attention_inputs import key_bias, padded_rows
 from .table import sizes_of
 
 
@@ -21,7 +21,12 @@ def standard_attention(c: Converter, node: Node, k: Value, v: Value, layer: str)
     q = cast("Value", node.args[0])
     wide = head_width(c.program, cast("Value", node.args[1]))
     heads = sizes_of(q)[0]
-    keys, values = (_written(c, value, wide, f"{layer}.{name}") for value, name in ((k, "key"), (v, "value")))
+    cache = cast("Value", node.args[1]).name
+    keys, values = (f"present.{layer}.{it}" for it in ("key", "value"))
+    if cache not in c.present:  # else another layer has written it
+        for value, name in ((k, "key"), (v, "value")):
+            _write(c, value, wide, f"{layer}.{name}")
+        c.present.add(cache)
     queries = _by_head(c, q, wide)
     mask = key_bias(c, node, causal=True)
     scale = float(cast("float", node.kwargs["scale"]))
@@ -38,25 +43,21 @@ def standard_attention(c: Converter, node: Node, k: Value, v: Value, layer: str)
 
 def _by_head(c: Converter, value: Value, wide: int) -> str:
     """[T, H, D] as [batch, H, sequence, wide]."""
-    heads, width = sizes_of(value)
-    name = turned_name(c, value)
-    if width != wide:
-        name = c.emit("Pad", name, c.constant([0, 0, 0, 0, 0, wide - width]))
-    rows = c.emit("Reshape", rows_of(c, name, heads * wide), c.constant([0, 0, heads, wide]))
+    heads = sizes_of(value)[0]
+    rows = c.emit("Reshape", padded_rows(c, value, wide), c.constant([0, 0, heads, wide]))
     return cast("str", c.emit("Transpose", rows, perm=[0, 2, 1, 3]))
 
 
-def _written(c: Converter, value: Value, wide: int, which: str) -> str:
+def _write(c: Converter, value: Value, wide: int, which: str) -> None:
     """The cache with this step's heads at their positions."""
     update = _by_head(c, value, wide)
-    (made,) = c.writer.node(
+    c.writer.node(
         "TensorScatter",
         [f"past_key_values.{which}", update, c.shared["write_indices"]],
         path=c.path,
         outputs=[f"present.{which}"],
         axis=2,
     )
-    return made
 
 
 def _piecewise(
