@@ -20,10 +20,10 @@ from optpipe.program.program import DType, Expr, Value
 from . import leftovers
 from .attention import Layer, layer_of
 from .operations import KERNELS, Operations
-from .recipes import Dense, Joined, Plain, Quantized, Recipe, Rows
+from .recipes import Dense, EightBits, Joined, Plain, Quantized, Recipe, Rows
 from .steps import Argument, Lowered, Step
 
-RECIPES = (Plain, Dense, Joined, Quantized, Rows)
+RECIPES = (Plain, Dense, Joined, Quantized, EightBits, Rows)
 FACTS = "facts"  # the register of them
 _VIEWS = ("aten.reshape", "aten.view")
 

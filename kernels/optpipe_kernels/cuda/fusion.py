@@ -5,6 +5,7 @@ q, k, v of one x; gate and up of one  → one product with the weights one below
                                         are windows of one buffer
 rope(q), rope(k), kv_write            → rope_kv_write
 gated_act of quantized gate and up    → quant_gate_up
+a norm before rows of 8 bits          → one that writes the codes
 everything else                       → as it is; ATen operations are left to torch
 """
 
@@ -20,7 +21,8 @@ from optpipe.program.types import TensorType
 from optpipe.targets.protocol import CacheSpec
 
 from ..cpu.lowering.siblings import find_siblings
-from .recipes import Dense, Grid, Joined, Plain, Quantized, Rows
+from .recipes import Dense, EightBits, Grid, Joined, Plain, Quantized, Rows
+from .rounding import round_in_norms
 from .steps import Lowered, Operand, Step
 
 _SCORES = "optpipe.paged_attention"  # its weights, sinks and slopes, are added to scores: float32
@@ -36,8 +38,8 @@ def lower(program: Program) -> Lowered:
     program = _with_biases(program)
     wide = _from_positions(program)
     steps = list(_steps(program, wide))
-    steps = _gate_up(_turn_and_write(steps))
     output = program.outputs[0]
+    steps = round_in_norms(_gate_up(_turn_and_write(steps)), output.name)
     names = [each.value.name for each in program.inputs]
     if "logit_rows" not in names:
         output, step = _rows_of(output)
@@ -128,6 +130,7 @@ class _Linear:
     rows: int
     bits: int = 0
     group: int = 0
+    kind: str = ""  # of rows of 8 bits
     transposed: bool = False
 
 
@@ -170,6 +173,11 @@ def _linear(program: Program, node: Node) -> _Linear | None:
             grid = Grid(args[1].name, _name(scale) or "", _name(minimum))
             bits, group = (_integer(_argument(node, at, name)) for at, name in ((5, "bits"), (6, "group")))
             return _Linear(node, args[0], grid, _name(bias), int(rows), bits, group)
+    if node.op == "optpipe.row_wise_linear" and isinstance(args[1], WeightRef):
+        bias = _argument(node, 3, "bias")
+        if isinstance(args[2], WeightRef) and (bias is None or isinstance(bias, WeightRef)):
+            grid, kind = Grid(args[1].name, args[2].name), program.weights[args[1].name].stored
+            return _Linear(node, args[0], grid, _name(bias), int(rows), kind=kind)
     return None
 
 
@@ -195,7 +203,10 @@ def _product(members: list[_Linear]) -> Step:
     weight: Operand
     if isinstance(first.weight, Grid):
         grids = tuple(it.weight for it in members if isinstance(it.weight, Grid))
-        weight, kernel = Quantized(grids, first.bits, first.group), "quant_linear"
+        if first.kind:
+            weight, kernel = EightBits(grids, first.kind), "row_wise_linear"
+        else:
+            weight, kernel = Quantized(grids, first.bits, first.group), "quant_linear"
     else:
         names = tuple(it.weight for it in members if isinstance(it.weight, str))
         weight, kernel = Dense(names, first.transposed), "linear"

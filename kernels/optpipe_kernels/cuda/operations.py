@@ -22,6 +22,7 @@ from optpipe.errors import KernelError
 from .attention import Layer, Lists
 from .cache import Stored, kv_dtypes
 from .recipes import Quantized, Recipe
+from .row_wise import RowWise
 from .steps import Step
 
 KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -37,7 +38,7 @@ KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
 """Operations that take the dialect's operands: the file of the kernel, and the operands that are cast."""
 
 
-_ROW_MIXERS = frozenset({"paged_attention", "quant_linear", "moe", "quant_moe"})
+_ROW_MIXERS = frozenset({"paged_attention", "quant_linear", "row_wise_linear", "moe", "quant_moe"})
 
 
 def _mixes(step: Step) -> bool:
@@ -170,6 +171,26 @@ class Operations:
             return cast("torch.Tensor", kernel(x, weight, bias, batch_invariant=invariant))
 
         return self._cast(run, (0,))
+
+    @functools.cached_property
+    def _row_wise(self) -> RowWise:
+        return RowWise(self._kernel, self.dtype, self.batch_invariant, self.on_bodies)
+
+    def row_wise_linear(self) -> Callable[..., torch.Tensor]:
+        """``(x [..., K], rows of 8 bits, bias?) → [..., N]``."""
+        return self._row_wise.linear()
+
+    def row_wise_codes(self) -> Callable[..., torch.Tensor]:
+        """``(codes [..., K], scale [...], rows of 8 bits, bias?) → [..., N]``."""
+        return self._row_wise.product()
+
+    def rms_norm_codes(self) -> Callable[..., Any]:
+        """``(x, weight; kind, …) → codes, scale``."""
+        return self._row_wise.norm(add=False)
+
+    def add_rms_norm_codes(self) -> Callable[..., Any]:
+        """``(x, residual, weight; kind, …) → codes, scale, sum``."""
+        return self._row_wise.norm(add=True)
 
     def quant_gate_up(self, bits: int, group: int) -> Callable[..., torch.Tensor]:
         """``(x, weight of gate and up, bias?; kind) → act(gate) · up``."""

@@ -61,13 +61,25 @@ class Quantized:
 
 
 @dataclass(frozen=True, slots=True)
+class EightBits:
+    """Matrices of 8-bit rows over the same inputs, one below the other, each with its scales [Ni, 1].
+
+    Attributes:
+        kind: i8 or f8, of the codes and of the activations that meet them.
+    """
+
+    parts: tuple[Grid, ...]
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """A quantized matrix as it is stored: an embedding, of which rows are read."""
 
     grid: Grid
 
 
-Recipe = Plain | Dense | Joined | Quantized | Rows
+Recipe = Plain | Dense | Joined | Quantized | EightBits | Rows
 
 
 def names_of(recipe: Recipe) -> tuple[str, ...]:
@@ -79,7 +91,7 @@ def names_of(recipe: Recipe) -> tuple[str, ...]:
             return names
         case Joined(parts):
             return tuple(name for name, _ in parts if name is not None)
-        case Quantized(parts):
+        case Quantized(parts) | EightBits(parts):
             return tuple(name for part in parts for name in _grid_names(part))
         case Rows(grid):
             return _grid_names(grid)

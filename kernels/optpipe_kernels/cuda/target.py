@@ -117,6 +117,7 @@ class CudaTarget:
         from .graphs import recorder_of
         from .leftovers import Compiler
         from .operations import Operations
+        from .row_wise import check_device
         from .weights import load_weights, recipes_of
 
         if kernels not in KERNELS:
@@ -130,6 +131,7 @@ class CudaTarget:
             compute_dtype(dtype, place), batch_invariant=batch_invariant, triton=kernels == "triton"
         )
         lowered = lower(program)
+        check_device(recipes_of(lowered), place)
         loaded = load_weights(recipes_of(lowered), weights, place, operations)
         compiler = Compiler(place) if compile and place.type == "cuda" else None
         calls = Calls(lowered, loaded, operations, place, compiler)

@@ -19,8 +19,9 @@ import torch
 from optpipe.errors import CapacityError
 from optpipe.weights.store import LazyWeight
 
+from . import row_wise
 from .operations import Operations
-from .recipes import Dense, Grid, Joined, Plain, Quantized, Recipe, Rows, names_of
+from .recipes import Dense, EightBits, Grid, Joined, Plain, Quantized, Recipe, Rows, names_of
 from .steps import Lowered
 
 PIECE = 32 << 20  # bytes; a pinned buffer of each thread
@@ -33,7 +34,7 @@ Arrived = Callable[[], torch.Tensor]
 
 def recipes_of(lowered: Lowered) -> tuple[Recipe, ...]:
     """Every weight of the steps, each once, in order of first use."""
-    kinds = (Plain, Dense, Joined, Quantized, Rows)
+    kinds = (Plain, Dense, Joined, Quantized, EightBits, Rows)
     found = (it for step in lowered.steps for it in step.operands())
     return tuple(dict.fromkeys(it for it in found if isinstance(it, kinds)))
 
@@ -82,6 +83,8 @@ def make(recipe: Recipe, stored: Mapping[str, torch.Tensor], operations: Operati
             packed, scale = torch.cat([grid[0] for grid in grids]), torch.cat([grid[1] for grid in grids])
             lows = [grid[2] for grid in grids if grid[2] is not None]
             return operations.packed(packed, scale, torch.cat(lows) if lows else None, bits, group)
+        case EightBits(parts):
+            return row_wise.joined((stored[part.packed], stored[part.scale]) for part in parts)
         case Rows(grid):
             return _grid(grid, stored)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from optpipe.program.program import Arg, Node, Program, Value, WeightRef
 
-LINEAR = ("optpipe.quant_linear", "aten.linear")
+LINEAR = ("optpipe.quant_linear", "optpipe.row_wise_linear", "aten.linear")
+_OWN_TYPE = ("optpipe.row_wise_linear", "aten.linear")  # whose weights are of many types
 _HALVES = ("aten.chunk", "aten.split.Tensor", "aten.split_with_sizes")
 
 
@@ -110,7 +111,7 @@ def _alike(first: Node, second: Node) -> bool:
 
 def _kind(program: Program, node: Node) -> tuple[object, ...]:
     stored: Arg = None
-    if node.op == "aten.linear":
+    if node.op in _OWN_TYPE:
         weight = node.args[1]
         assert isinstance(weight, WeightRef), f"{weight = } of {node.op}"
         stored = program.weights[weight.name].stored
@@ -119,15 +120,14 @@ def _kind(program: Program, node: Node) -> tuple[object, ...]:
 
 def _grid(node: Node) -> tuple[object, ...]:
     """What must agree for one packing: bits, group, and whether there is a minimum."""
-    if node.op == "aten.linear":
+    if node.op in _OWN_TYPE:
         return ()
     return (*node.args[5:], *sorted(node.kwargs.items()), len(node.args) > 3 and node.args[3] is not None)
 
 
 def _plain(node: Node) -> bool:
     """Whether all of its weights are the artifact's own."""
-    weights = node.args[1:2] if node.op == "aten.linear" else node.args[1:4]
-    bias = node.args[2] if node.op == "aten.linear" and len(node.args) > 2 else None
-    if node.op == "optpipe.quant_linear" and len(node.args) > 4:
-        bias = node.args[4]
+    bias_at = {"aten.linear": 2, "optpipe.row_wise_linear": 3, "optpipe.quant_linear": 4}[node.op]
+    weights = node.args[1:bias_at]
+    bias = node.args[bias_at] if len(node.args) > bias_at else None
     return all(it is None or isinstance(it, WeightRef) for it in (*weights, bias)) and weights[0] is not None
