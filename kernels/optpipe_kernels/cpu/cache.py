@@ -4,6 +4,7 @@ from __future__ import annotations
 
 CACHE_DTYPES = ("f32", "bf16", "i8")
 _ITEM = {"f32": 4, "bf16": 2, "i8": 1}
+_TOGETHER = {"f32": 1, "bf16": 2, "i8": 4}  # numbers that meet in one product
 
 
 def cache_bytes(block: int, heads: int, width: int, dtype: str, *, keys: bool) -> int:
@@ -14,13 +15,13 @@ def cache_bytes(block: int, heads: int, width: int, dtype: str, *, keys: bool) -
         heads: H_kv.
         width: D.
         dtype: one of ``CACHE_DTYPES``.
-        keys: keys lie column by column, values row by row; each pads its rows, int8 keys their columns too.
+        keys: keys lie column by column, values row by row; each pads its rows, keys of few bits their columns too.
 
     >>> cache_bytes(16, 3, 64, "f32", keys=True), cache_bytes(16, 3, 64, "i8", keys=False)
     (12288, 3264)
     """
     slots = _up(block, 16)
-    columns = _up(width, 4 if dtype == "i8" else 1) if keys else _up(width, 16)
+    columns = _up(width, _TOGETHER[dtype] if keys else 16)
     head = slots * columns * _ITEM[dtype] + (slots * 4 if dtype == "i8" else 0)
     return _up(head * heads, 64)
 

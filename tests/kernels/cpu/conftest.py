@@ -166,7 +166,8 @@ class Caches:
     def _read(self, raw, keys, slots):
         block, heads, width, deep = self.shape
         rows, size, whole = -(-block // 16) * 16, width if keys else deep, self.dtype == "i8"
-        columns = -(-size // 4) * 4 if whole and keys else size if keys else -(-size // 16) * 16
+        together = {"f32": 1, "bf16": 2, "i8": 4}[self.dtype]  # channels of a key, or slots of a value
+        columns = -(-size // together) * together if keys else -(-size // 16) * 16
         each, item = cache_bytes(block, heads, size, self.dtype, keys=keys), np.dtype(_ITEMS[self.dtype])
         head = rows * columns * item.itemsize + (rows * 4 if whole else 0)
         found = np.empty((len(slots), heads, size), np.float32)
@@ -174,16 +175,15 @@ class Caches:
             for h in range(heads):
                 begin = slot // block * each + h * head
                 numbers = raw[begin : begin + rows * columns * item.itemsize].view(item)
-                if whole:  # four channels of a key, or four slots of a value, lie together; 128 is added
+                if whole:  # 128 is added
                     numbers = (numbers.view(np.uint8) ^ 128).view(np.int8)
-                    quads = (
-                        numbers.reshape(columns // 4, rows, 4) if keys else numbers.reshape(-1, columns, 4)
-                    )
-                    flat = quads.swapaxes(1, 2).reshape((columns, rows) if keys else (rows, columns))
-                    row = (flat[:, slot % block] if keys else flat[slot % block])[:size]
-                else:
-                    table = numbers.reshape((columns, rows) if keys else (rows, columns))
-                    row = (table[:, slot % block] if keys else table[slot % block])[:size]
+                groups = (
+                    numbers.reshape(columns // together, rows, together)
+                    if keys
+                    else numbers.reshape(-1, columns, together)
+                )
+                flat = groups.swapaxes(1, 2).reshape((columns, rows) if keys else (rows, columns))
+                row = (flat[:, slot % block] if keys else flat[slot % block])[:size]
                 if self.dtype == "bf16":
                     row = (row.astype(np.uint32) << 16).view(np.float32)
                 scales = raw[begin + rows * columns * item.itemsize : begin + head].view(np.float32)

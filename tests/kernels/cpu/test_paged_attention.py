@@ -6,7 +6,7 @@ from optpipe.dialect.attention import attention
 from optpipe.errors import KernelError
 from optpipe.testing import tolerance
 
-SPAN = 256  # keys that one thread joins at once, as attention_units.h has it
+TILE = 128  # keys whose softmax runs at once, as attention_units.h has it
 HEADS = [(9, 3, 64, 64), (4, 1, 80, 16), (6, 6, 12, 12), (2, 1, 7, 5)]  # H, H_kv, D, Dv
 OPTIONS = [
     {}, {"window": 1}, {"window": 7}, {"chunk": 64}, {"softcap": 3.0}, {"sinks": True}, {"alibi": True},
@@ -101,7 +101,7 @@ def test_caches_of_fewer_bits(library, caches, randn, pools, dtype, atol, block)
 def test_a_row_has_the_same_bits_alone_in_a_batch_in_a_prompt_and_on_any_threads(
     library, caches, randn, pools, dtype, options
 ):
-    sequences = [(SPAN * 2 + 40, 3), (17, 17), (SPAN + 1, 1), (90, 40)]
+    sequences = [(TILE * 2 + 40, 3), (17, 17), (TILE + 1, 1), (90, 40)]
     packed = Packed(library, caches, randn, sequences, (6, 2, 20, 20), dtype=dtype)
     together = packed.attend(**options)
     for pool in pools.values():
@@ -115,9 +115,9 @@ def test_a_row_has_the_same_bits_alone_in_a_batch_in_a_prompt_and_on_any_threads
                 np.testing.assert_array_equal(alone[0], together[row])
 
 
-def test_spans_of_a_long_context_join_on_any_threads(library, caches, randn, pools):
-    packed = Packed(library, caches, randn, [(5 * SPAN + 3, 1)], (4, 2, 16, 16), block=32)
-    for options in ({}, {"sinks": True}, {"window": 2 * SPAN + 1}):
+def test_tiles_of_a_long_context_join_on_any_threads(library, caches, randn, pools):
+    packed = Packed(library, caches, randn, [(5 * TILE + 3, 1)], (4, 2, 16, 16), block=32)
+    for options in ({}, {"sinks": True}, {"window": 2 * TILE + 1}):
         expected = packed.expected(**options)
         alone = packed.attend(**options)
         np.testing.assert_allclose(alone, expected, **tolerance("float32"))
@@ -138,11 +138,12 @@ def test_nothing_of_another_sequence_leaks(library, caches, randn, pools, dtype)
     assert np.isnan(after[5:]).all()
 
 
-def test_what_a_window_has_left_behind_changes_nothing(library, caches, randn, pools):
-    packed = Packed(library, caches, randn, [(90, 2)], (4, 2, 16, 16))
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "i8"])
+def test_what_a_window_has_left_behind_changes_nothing(library, caches, randn, pools, dtype):
+    packed = Packed(library, caches, randn, [(90, 2)], (4, 2, 16, 16), dtype=dtype)
     before = packed.attend(pools[2], window=20)
-    spoilt = np.full((60, 2, 16), np.nan, np.float32)
-    at = np.arange(60)
+    spoilt = np.full((64, 2, 16), np.nan, np.float32)
+    at = np.arange(64)
     slots = packed.tables[0][at // 16].astype(np.int64) * 16 + at % 16
     library.call("kv_write", [spoilt, spoilt, slots, *packed.caches.operands])
     np.testing.assert_array_equal(packed.attend(pools[2], window=20), before)

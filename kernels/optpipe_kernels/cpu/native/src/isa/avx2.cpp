@@ -15,6 +15,8 @@ namespace avx2 {
 
 #include "vec/dot.h"
 
+#include "vec/pairs.h"
+
 #include "ops/all.h"
 } // namespace avx2
 } // namespace optpipe

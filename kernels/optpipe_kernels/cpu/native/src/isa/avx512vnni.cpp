@@ -15,6 +15,8 @@ namespace avx512vnni {
 
 #include "vec/dot.h"
 
+#include "vec/pairs.h"
+
 #include "ops/all.h"
 } // namespace avx512vnni
 } // namespace optpipe

@@ -15,6 +15,8 @@ namespace avxvnni {
 
 #include "vec/dot.h"
 
+#include "vec/pairs.h"
+
 #include "ops/all.h"
 } // namespace avxvnni
 } // namespace optpipe

@@ -14,6 +14,8 @@ namespace scalar {
 
 #include "vec/dot.h"
 
+#include "vec/pairs.h"
+
 #include "ops/all.h"
 } // namespace scalar
 } // namespace optpipe

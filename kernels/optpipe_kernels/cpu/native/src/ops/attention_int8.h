@@ -3,7 +3,7 @@
  *     q[d] ≈ s · (254·a[d] + b[d]) / 254       two planes of int8 a row: 15 bits, as quantize.h has them
  *     score of slot j = k_scale[j] · (s · Σ a·k + s/254 · Σ b·k)
  *     p[j] · v_scale[j] ≈ t · (254·a[j] + b[j]) / 254       one t a row and tile
- *     out[d] += t · Σ a·v + t/254 · Σ b·v
+ *     out[d] = t · Σ a·v + t/254 · Σ b·v
  *
  * Four numbers that meet in one product lie together (kv_cache.h), so that a vector is W slots × 4 channels of keys or
  * W columns × 4 slots of values. Codes in the cache have 128 added; −128·Σa takes it off (vec/dot.h).
@@ -73,12 +73,10 @@ template <int R, int N> struct QuadSums {
 /* How many vectors of codes R rows meet at a time: their sums stay in registers. */
 template <int R> static constexpr int quad_vectors() { return sizeof(U) == 64 ? (R <= 3 ? 4 : 2) : R == 1 ? 4 : R == 2 ? 2 : 1; }
 
-/* Attention over int8, for attend_span. */
 struct Int8Attention {
     float *score;
     int8_t *q, *weights; /* [R][PLANES][q_stride], [R][PLANES][tile_slots] */
     int64_t q_stride;
-    bool ahead;          /* the processor is told what is read next */
     PlaneScale q_scale[ROWS], weight_scale[ROWS];
 
     static OPTPIPE_INLINE int64_t scratch_bytes(const Attention &a) {
@@ -90,11 +88,10 @@ struct Int8Attention {
         weights = (int8_t *)(score + ROWS * a.tile_slots);
         q = weights + ROWS * PLANES * a.tile_slots;
         q_stride = round_up(a.keys.width, 16);
-        ahead = u.tokens <= 4; /* a prompt finds its keys in a cache */
-        for (int r = 0; r < R; ++r) take_query(query_of(a, u, r), a.keys.width, r);
+        for (int r = 0; r < R; ++r) take_query(query_of(a, u, r), a.keys.width, a.scale, r);
     }
 
-    OPTPIPE_INLINE void take_query(const float *x, int64_t width, int r) {
+    OPTPIPE_INLINE void take_query(const float *x, int64_t width, float scale, int r) {
         V top = zero(), odd = zero(), totals[PLANES] = {zero(), zero()};
         for (int64_t d = 0; d < width; d += W) {
             const V it = load_n(x + d, width - d);
@@ -105,16 +102,11 @@ struct Int8Attention {
         const V inverse = set1(most_of_all > 0.0f ? 127.0f / most_of_all : 0.0f);
         int8_t *to = q + r * PLANES * q_stride;
         for (int64_t d = 0; d < q_stride; d += W) put_planes(load_n(x + d, most(0, width - d)) * inverse, to + d, to + q_stride + d, totals);
-        q_scale[r].take(most_of_all * (1.0f / 127.0f) + sum(odd), totals);
-    }
-
-    /* One head of one block. */
-    static OPTPIPE_INLINE void fetch(const char *head, const Cache &cache) {
-        for (int64_t at = 0; at < cache.head_bytes; at += 64) prefetch(head + at);
+        q_scale[r].take((most_of_all * (1.0f / 127.0f) + sum(odd)) * scale, totals);
     }
 
     /* N vectors of slots from vector v on. */
-    template <int R, int N> OPTPIPE_INLINE void score_slots(const Attention &a, const Unit &u, const int32_t *table, int64_t next, int64_t v) const {
+    template <int R, int N> OPTPIPE_INLINE void score_slots(const Attention &a, const Unit &u, const int32_t *table, const Ahead &next, int64_t v) const {
         const int64_t slots = a.keys.slots, quads = a.keys.rows() / 4;
         const uint8_t *keys[N];
         const float *scales[N];
@@ -123,7 +115,7 @@ struct Int8Attention {
             char *head = a.keys.head(table[at / slots], u.head);
             keys[n] = (const uint8_t *)head + at % slots * 4;
             scales[n] = a.keys.scales(head) + at % slots;
-            if (ahead && at % slots == 0 && at / slots < next) fetch(a.values.head(table[a.tile_blocks + at / slots], u.head), a.values);
+            if (at % slots == 0) next.fetch(a.values, at / slots);
         }
         QuadSums<R, N> sums;
         sums.begin(q_scale);
@@ -160,15 +152,15 @@ struct Int8Attention {
         weight_scale[r].take(most_of_all * (1.0f / 127.0f) + sum(odd), totals);
     }
 
-    /* out[r] = fade[r]·out[r] + Σ weights · values, over N vectors of columns from d on. */
+    /* out[r] = Σ weights · values, over N vectors of columns from d on. */
     template <int R, int N>
-    OPTPIPE_INLINE void add_columns(const Attention &a, const Unit &u, const int32_t *table, int64_t blocks, int64_t next, int64_t d,
-                                    const float *fade, float *out) const {
+    OPTPIPE_INLINE void add_columns(const Attention &a, const Unit &u, const int32_t *table, int64_t blocks, const Ahead &next,
+                                    int64_t d, float *out) const {
         const int64_t slots = a.values.slots, columns = a.values.columns;
         QuadSums<R, N> sums;
         sums.begin(weight_scale);
         for (int64_t b = 0; b < blocks; ++b) {
-            if (d == 0 && b < next) fetch(a.keys.head(table[a.tile_blocks + b], u.head), a.keys);
+            if (d == 0) next.fetch(a.keys, b);
             const uint8_t *values = (const uint8_t *)a.values.head(table[b], u.head) + d * 4;
             for (int64_t j = 0; j < slots / 4; ++j) {
                 U codes[N];
@@ -180,33 +172,23 @@ struct Int8Attention {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-            for (int n = 0; n < N; ++n) {
-                float *to = out + r * columns + d + n * W;
-                store(to, fma(load(to), set1(fade[r]), sums.end(weight_scale[r], r, n)));
-            }
+            for (int n = 0; n < N; ++n) store(out + r * columns + d + n * W, sums.end(weight_scale[r], r, n));
     }
 
-    /* `blocks` blocks from `block` on. */
     template <int R>
-    void tile(const Attention &a, const Unit &u, const float *slope, int64_t block, int64_t blocks, Running *rows, float *out) {
+    void tile(const Attention &a, const Unit &u, const float *slope, const Range &range, const Ahead &next, const Part &part) {
         constexpr int N = quad_vectors<R>();
-        const int32_t *table = table_of(a, u) + block;
-        const int64_t slots = a.keys.slots, columns = a.values.columns, vectors = blocks * slots / W;
-        const int64_t newest = u.position(R - 1, a.groups) / a.keys.block; /* the last block of these rows */
-        const int64_t next = ahead ? least(a.tile_blocks, newest + 1 - block - a.tile_blocks) : 0;
+        const int32_t *table = table_of(a, u) + range.begin;
+        const int64_t blocks = range.end - range.begin, slots = blocks * a.keys.slots, columns = a.values.columns;
         int64_t v = 0, d = 0;
-        for (; v + N <= vectors; v += N) score_slots<R, N>(a, u, table, next, v);
-        for (; v < vectors; ++v) score_slots<R, 1>(a, u, table, next, v);
-        float fade[R];
+        for (; v + N <= slots / W; v += N) score_slots<R, N>(a, u, table, next, v);
+        for (; v < slots / W; ++v) score_slots<R, 1>(a, u, table, next, v);
         for (int r = 0; r < R; ++r) {
             float *mine = score + r * a.tile_slots;
-            const float top = finish_scores(a, u, r, block, blocks, slope[r], mine);
-            fade[r] = 1.0f;
-            if (top == -__builtin_inff()) memset(mine, 0, (size_t)(blocks * slots) * 4); /* nothing seen */
-            else fade[r] = weigh(mine, blocks * slots, top, rows[r]);
+            part.rows[r] = weigh(mine, slots, finish_scores(a, u, r, range, slope[r], mine));
             take_weights(a, u, table, blocks, r);
         }
-        for (; d + N * W <= columns; d += N * W) add_columns<R, N>(a, u, table, blocks, next, d, fade, out);
-        for (; d < columns; d += W) add_columns<R, 1>(a, u, table, blocks, next, d, fade, out);
+        for (; d + N * W <= columns; d += N * W) add_columns<R, N>(a, u, table, blocks, next, d, part.out);
+        for (; d < columns; d += W) add_columns<R, 1>(a, u, table, blocks, next, d, part.out);
     }
 };

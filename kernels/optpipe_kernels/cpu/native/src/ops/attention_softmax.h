@@ -1,4 +1,4 @@
-/* The softmax of attention, a tile of keys at a time and then a span at a time, always in the order of positions.
+/* The softmax of attention, a tile of keys at a time, tiles joined in the order of positions.
  *
  *     (top, total, out) of a row: the largest score so far, Σ e^(score − top), Σ e^(score − top)·v
  *
@@ -6,78 +6,85 @@
  * Source: Dao et al. 2022 (tiling), Dao et al. 2023 (splitting along keys).
  */
 
-/* One row's softmax so far. */
+/* One row's softmax. */
 struct Running {
     float top, total;
 };
 
-static OPTPIPE_INLINE float scalar_exp(float x) {
-    float lanes[W];
-    store(lanes, vexp(set1(x)));
-    return lanes[0];
+/* The rows of a unit over some of its keys; out is [ROWS][columns]. */
+struct Part {
+    Running *rows;
+    float *out;
+};
+
+enum { PART_HEAD = 16 }; /* floats that the rows of a part take */
+static OPTPIPE_INLINE int64_t part_floats(const Attention &a) { return PART_HEAD + ROWS * a.values.columns; }
+static OPTPIPE_INLINE Part part_at(float *memory) { return {(Running *)memory, memory + PART_HEAD}; }
+
+/* Whether a row sees every slot of some blocks, and no slot is padding. */
+static OPTPIPE_INLINE bool sees_all(const Attention &a, int64_t position, const Range &blocks) {
+    return a.keys.slots == a.keys.block && blocks.begin * a.keys.block >= oldest_seen(a, position) &&
+           blocks.end * a.keys.block <= position + 1;
 }
 
-/* Whether a row sees every slot of `blocks` blocks from `block` on, and no slot is padding. */
-static OPTPIPE_INLINE bool sees_all(const Attention &a, int64_t position, int64_t block, int64_t blocks) {
-    return a.keys.slots == a.keys.block && block * a.keys.block >= oldest_seen(a, position) &&
-           (block + blocks) * a.keys.block <= position + 1;
-}
-
-/* Add the slope to W scores from slot s of a block that begins at position `at`, and hide what the row must not see. */
-static OPTPIPE_INLINE V hide(const Attention &a, int64_t position, int64_t oldest, int64_t at, int64_t s, float slope, V it) {
-    float lanes[W];
-    store(lanes, it);
-    for (int k = 0; k < W; ++k) {
-        const int64_t key = at + s + k;
-        lanes[k] += slope * (float)(key - position);
-        if (key < oldest || key > position || s + k >= a.keys.block) lanes[k] = -__builtin_inff();
-    }
-    return load(lanes);
-}
-
-/* Scale, cap, slope and mask one row's scores of a tile whose first block is `block`; the largest that is seen. */
-static OPTPIPE_INLINE float finish_scores(const Attention &a, const Unit &u, int64_t r, int64_t block, int64_t blocks,
-                                          float slope, float *score) {
-    const int64_t position = u.position(r, a.groups), oldest = oldest_seen(a, position);
-    const V scale = set1(a.scale);
-    const bool plain = slope == 0.0f && sees_all(a, position, block, blocks);
+/* Cap, slope and mask one row's scores of some blocks; the largest that is seen, or −∞. */
+static OPTPIPE_INLINE float finish_scores(const Attention &a, const Unit &u, int64_t r, const Range &blocks, float slope,
+                                          float *score) {
+    static const float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const int64_t position = u.position(r, a.groups), oldest = oldest_seen(a, position), slots = a.keys.slots;
+    const int64_t all = (blocks.end - blocks.begin) * slots;
+    const bool plain = slope == 0.0f && sees_all(a, position, blocks);
     V top = set1(-__builtin_inff());
-    for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t at = (block + b) * a.keys.block;
-        float *part = score + b * a.keys.slots;
-        for (int64_t s = 0; s < a.keys.slots; s += W) {
-            V it = load(part + s) * scale;
-            if (a.softcap > 0.0f) it = set1(a.softcap) * vtanh(it / set1(a.softcap));
-            if (!plain) it = hide(a, position, oldest, at, s, slope, it);
-            store(part + s, it);
-            top = vmax(top, it);
-        }
+    if (a.softcap > 0.0f)
+        for (int64_t s = 0; s < all; s += W) store(score + s, set1(a.softcap) * vtanh(load(score + s) / set1(a.softcap)));
+    if (plain) {
+        for (int64_t s = 0; s < all; s += W) top = vmax(top, load(score + s));
+        return largest(top);
+    }
+    for (int64_t s = 0; s < all; s += W) {
+        /* Distances to the row: negative before it. Whole numbers, exact in float up to 2^24 tokens. */
+        const int64_t at = (blocks.begin + s / slots) * a.keys.block + s % slots - position;
+        const V away = set1((float)at) + load(lanes);
+        const float last = (float)least(0, at - s % slots + a.keys.block - 1);
+        V it = load(score + s) + set1(slope) * away;
+        it = choose(less(away, set1((float)(oldest - position))), set1(-__builtin_inff()), it);
+        it = choose(less(set1(last), away), set1(-__builtin_inff()), it);
+        store(score + s, it);
+        top = vmax(top, it);
     }
     return largest(top);
 }
 
-/* Scores become weights, the row's softmax goes on, and its output so far fades by the factor returned. */
-static OPTPIPE_INLINE float weigh(float *score, int64_t slots, float top, Running &row) {
-    const float peak = row.top > top ? row.top : top;
-    const float fade = row.top == peak ? 1.0f : scalar_exp(row.top - peak);
+/* Scores become weights; the row's softmax of this tile. */
+static OPTPIPE_INLINE Running weigh(float *score, int64_t slots, float top) {
+    if (top == -__builtin_inff()) { /* nothing seen */
+        memset(score, 0, (size_t)slots * 4);
+        return {top, 0.0f};
+    }
     V total = zero();
     for (int64_t s = 0; s < slots; s += W) {
-        const V it = vexp_below(load(score + s) - set1(peak));
+        const V it = vexp_below(load(score + s) - set1(top));
         store(score + s, it);
         total = total + it;
     }
-    row.total = row.total * fade + sum(total);
-    row.top = peak;
-    return fade;
+    return {top, sum(total)};
 }
 
-/* Join a span to what came before it. */
-static OPTPIPE_INLINE void join(Running &row, float *out, const Running &more, const float *part, int64_t columns) {
-    if (more.top == -__builtin_inff()) return;
-    const float peak = row.top > more.top ? row.top : more.top;
-    const float fade = row.top == peak ? 1.0f : scalar_exp(row.top - peak);
-    const float gain = more.top == peak ? 1.0f : scalar_exp(more.top - peak);
-    row = {peak, row.total * fade + more.total * gain};
-    for (int64_t d = 0; d < columns; d += W)
-        store(out + d, fma(load(part + d), set1(gain), load(out + d) * set1(fade)));
+/* Join a tile to what came before it, row by row. */
+static OPTPIPE_INLINE void join(const Part &to, const Part &more, int64_t count, int64_t columns) {
+    float factors[2 * 8] = {}; /* exponents, then: by how much the rows fade, and the tile's part of them */
+    for (int64_t r = 0; r < count; ++r) {
+        const float before = to.rows[r].top, now = more.rows[r].top, peak = before > now ? before : now;
+        factors[r] = before == peak ? 0.0f : before - peak;
+        factors[8 + r] = now == peak ? 0.0f : now - peak;
+    }
+    for (int k = 0; k < 16; k += W) store(factors + k, vexp(load(factors + k)));
+    for (int64_t r = 0; r < count; ++r) {
+        const float fade = factors[r], gain = factors[8 + r], before = to.rows[r].top, now = more.rows[r].top;
+        if (now == -__builtin_inff()) continue;
+        to.rows[r] = {before > now ? before : now, to.rows[r].total * fade + more.rows[r].total * gain};
+        float *out = to.out + r * columns;
+        for (int64_t d = 0; d < columns; d += W)
+            store(out + d, fma(load(more.out + r * columns + d), set1(gain), load(out + d) * set1(fade)));
+    }
 }

@@ -1,19 +1,18 @@
-/* What attention is made of: one sequence's rows of one KV head, and the spans of keys that they see.
+/* What attention is made of: one sequence's rows of one KV head, and the tiles of keys that they see.
  *
  *     a unit of work = one sequence, one KV head, up to ROWS rows (token, query head of that KV head)
- *     keys:  span of 256 slots ▸ tile of 64 or 128 slots ▸ vectors of W slots
+ *     keys:  tile of 128 slots ▸ blocks of the cache ▸ vectors of W slots
  *
- * Spans and tiles begin at fixed places of the sequence, so that a row's result depends on nothing but its position.
+ * Tiles begin at fixed places of the sequence, so that a row's result depends on nothing but its position.
  */
 
-enum { ROWS = 6, TILE_SLOTS = 64, INT8_TILE_SLOTS = 128, SPAN_SLOTS = 256 };
+enum { ROWS = 6, TILE_SLOTS = 128 };
 
 struct Attention {
     const Call *c;
     Cache keys, values;
     int64_t groups;               /* query heads a KV head */
-    int64_t tile_blocks, span_blocks;
-    int64_t tile_slots;           /* slots of a tile, padding included */
+    int64_t tile_blocks, tile_slots; /* of a tile, padding included */
     int64_t window, chunk;
     float scale, softcap;
 };
@@ -24,8 +23,7 @@ static Attention attention_of(const Call &c) {
     a.keys = cache_of(c, 1, true);
     a.values = cache_of(c, 2, false);
     a.groups = c.size(0, 1) / a.keys.heads;
-    a.tile_blocks = most(1, (a.keys.dtype == OPTPIPE_I8 ? INT8_TILE_SLOTS : TILE_SLOTS) / a.keys.slots);
-    a.span_blocks = most(1, SPAN_SLOTS / a.keys.slots / a.tile_blocks) * a.tile_blocks;
+    a.tile_blocks = most(1, TILE_SLOTS / a.keys.slots);
     a.tile_slots = a.tile_blocks * a.keys.slots;
     a.window = c.i[0];
     a.chunk = c.i[1];
@@ -76,19 +74,44 @@ static OPTPIPE_INLINE int64_t oldest_seen(const Attention &a, int64_t position) 
     return oldest;
 }
 
-/* The spans that a unit's rows see anything of: first … last. */
-static OPTPIPE_INLINE void spans_of(const Attention &a, const Unit &u, int64_t &first, int64_t &last) {
-    const int64_t slots = a.span_blocks * a.keys.block;
-    first = oldest_seen(a, u.position(0, a.groups)) / slots;
-    last = u.position(u.count - 1, a.groups) / slots + 1;
+/* The tiles that a unit's rows see anything of: begin … end. */
+static OPTPIPE_INLINE Range tiles_of(const Attention &a, const Unit &u) {
+    const int64_t slots = a.tile_blocks * a.keys.block;
+    return {oldest_seen(a, u.position(0, a.groups)) / slots, u.position(u.count - 1, a.groups) / slots + 1};
 }
 
-/* The tiles of a span that a unit's rows see anything of: body(first block, blocks). */
-template <class Body> static OPTPIPE_INLINE void each_tile(const Attention &a, const Unit &u, int64_t span, Body &&body) {
+/* The blocks of a tile that a unit's rows see anything of: begin … end. Blocks that a window has left behind may be
+ * another sequence's by now. */
+static OPTPIPE_INLINE Range blocks_of(const Attention &a, const Unit &u, int64_t tile) {
     const int64_t newest = u.position(u.count - 1, a.groups), oldest = oldest_seen(a, u.position(0, a.groups));
-    const int64_t last = least((span + 1) * a.span_blocks, newest / a.keys.block + 1);
-    for (int64_t block = span * a.span_blocks; block < last; block += a.tile_blocks) {
-        const int64_t blocks = least(a.tile_blocks, last - block);
-        if ((block + blocks) * a.keys.block > oldest) body(block, blocks);
+    return {most(tile * a.tile_blocks, oldest / a.keys.block),
+            least((tile + 1) * a.tile_blocks, newest / a.keys.block + 1)};
+}
+
+/* What a thread does at a time: some tiles of a unit. */
+struct Job {
+    Unit unit;
+    Range tiles;
+    float *kept; /* where the tiles' parts go, or nullptr: they are joined to the thread's rows */
+};
+
+/* Blocks that are read after those at hand: their keys and values may be asked for now. */
+struct Ahead {
+    const int32_t *table;
+    int64_t count, head;
+
+    OPTPIPE_INLINE void fetch(const Cache &cache, int64_t b) const {
+        if (b >= count) return;
+        const char *memory = cache.head(table[b], head);
+        for (int64_t at = 0; at < cache.head_bytes; at += 64) prefetch(memory + at);
     }
+};
+
+/* The blocks of the tile after this one, of this job or the next; none in a prompt, which finds its keys in a cache. */
+static OPTPIPE_INLINE Ahead ahead_of(const Attention &a, const Job &job, const Job *next, int64_t tile) {
+    const bool more = tile + 1 < job.tiles.end;
+    if (job.unit.tokens > 4 || (!more && next == nullptr)) return {nullptr, 0, 0};
+    const Unit &u = more ? job.unit : next->unit;
+    const Range blocks = blocks_of(a, u, more ? tile + 1 : next->tiles.begin);
+    return {table_of(a, u) + blocks.begin, blocks.end - blocks.begin, u.head};
 }

@@ -42,7 +42,7 @@ template <class Source> static void run_best(const Call &c, const Source &source
     Best *all = (Best *)c.shared((size_t)(threads * rows) * sizeof(Best));
     Best *mine = all + thread * rows;
     for (int64_t r = 0; r < rows; ++r) mine[r] = {-__builtin_inff(), -1};
-    sweep(source, split(source.w.count(), 1, thread, threads), rows,
+    sweep(source, split(source.w.count(), 1, thread, threads), {0, rows},
           [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
               for (int64_t s = 0; s < tiles; ++s)
                   improve(mine[row], sums + s * Source::ROWS * TILE, bias, (tile + s) * TILE, outputs);

@@ -55,8 +55,8 @@ template <class Source> static void run_gated(const Call &c, const Source &sourc
                              c.i[0],
                              c.i[5],
                              planes_of(c, 4, c.i[0])};
-    sweep(source, split(source.w.count(), c.has(4) ? 4 : 2, thread, threads), c.size(0, 0),
-          [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
-              end(row, tile, tiles, sums, Source::ROWS * TILE);
-          });
+    sweep_share(source, c.has(4) ? 4 : 2, c.size(0, 0), thread, threads,
+                [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
+                    end(row, tile, tiles, sums, Source::ROWS * TILE);
+                });
 }

@@ -2,11 +2,13 @@
  *
  * An operand says [P, block, H, D]. Let S = block and E = D, rounded up to 16. A block holds, head by head,
  *
- *     float32, bfloat16     keys    [D][S]           a token's key is a column: 16 tokens' scores are one vector
- *                           values  [S][E]           a token's value is a row
- *     int8                  keys    [⌈D/4⌉][S][4]    four channels of a token, or four tokens of a channel, lie together
- *                           values  [S/4][E][4]      for dot products of bytes
- *                           scales  [S] f32          one a token
+ *     float32     keys    [D][S]           a token's key is a column: 16 tokens' scores are one vector
+ *                 values  [S][E]           a token's value is a row
+ *     bfloat16    keys    [⌈D/2⌉][S][2]    two channels of a token, or two tokens of a channel, lie together
+ *                 values  [S/2][E][2]      for products of pairs (vec/pairs.h)
+ *     int8        keys    [⌈D/4⌉][S][4]    four of them
+ *                 values  [S/4][E][4]      for dot products of bytes (vec/dot.h)
+ *                 scales  [S] f32          one a token
  *
  * int8: a token and head's numbers ÷ their largest / 127, and 128 added, so that a byte has no sign (vec/dot.h).
  *
@@ -26,8 +28,10 @@ struct Cache {
 
     /* One head of one block. */
     OPTPIPE_INLINE char *head(int64_t at, int64_t h) const { return data + at * block_bytes + h * head_bytes; }
+    /* How many numbers that meet in one product lie together. */
+    OPTPIPE_INLINE int64_t together() const { return dtype == OPTPIPE_I8 ? 4 : dtype == OPTPIPE_BF16 ? 2 : 1; }
     /* Channels that a slot takes. */
-    OPTPIPE_INLINE int64_t rows() const { return !keys ? columns : dtype == OPTPIPE_I8 ? round_up(width, 4) : width; }
+    OPTPIPE_INLINE int64_t rows() const { return keys ? round_up(width, together()) : columns; }
     OPTPIPE_INLINE float *scales(char *head) const { return (float *)(head + rows() * slots * item); }
 };
 
@@ -56,12 +60,13 @@ static const char *check_cache(const Call &c, int k) {
     return nullptr;
 }
 
-/* n floats to places `step` apart. */
-static OPTPIPE_INLINE void put_floats(const float *x, int64_t n, char *to, int32_t dtype, int64_t step) {
-    if (dtype == OPTPIPE_F32)
-        for (int64_t d = 0; d < n; ++d) ((float *)to)[d * step] = x[d];
-    else
-        for (int64_t d = 0; d < n; ++d) store_bf16_n((uint16_t *)to + d * step, set1(x[d]), 1);
+/* n numbers as bfloat16, number d to d / group · step + d % group · near; the last group is filled up with zeros. */
+static OPTPIPE_INLINE void put_halves(const float *x, int64_t n, uint16_t *to, int64_t group, int64_t step, int64_t near) {
+    uint16_t halves[W];
+    for (int64_t d = 0; d < n; d += W) {
+        store_bf16(halves, load_n(x + d, n - d));
+        for (int64_t k = 0; k < least(W, round_up(n, group) - d); ++k) to[(d + k) / group * step + (d + k) % group * near] = halves[k];
+    }
 }
 
 /* n numbers as codes, number d to byte d / group · step + d % group · near; their scale. */
@@ -84,19 +89,23 @@ static OPTPIPE_INLINE float put_codes(const float *x, int64_t n, uint8_t *to, in
 
 static OPTPIPE_INLINE void put_key(const Cache &cache, int64_t slot, int64_t h, const float *x) {
     char *head = cache.head(slot / cache.block, h);
-    const int64_t row = slot % cache.block;
+    const int64_t row = slot % cache.block, n = cache.width;
     if (cache.dtype == OPTPIPE_I8)
-        cache.scales(head)[row] = put_codes(x, cache.width, (uint8_t *)head + row * 4, 4, cache.slots * 4, 1);
+        cache.scales(head)[row] = put_codes(x, n, (uint8_t *)head + row * 4, 4, cache.slots * 4, 1);
+    else if (cache.dtype == OPTPIPE_BF16)
+        put_halves(x, n, (uint16_t *)head + row * 2, 2, cache.slots * 2, 1);
     else
-        put_floats(x, cache.width, head + row * cache.item, cache.dtype, cache.slots);
+        for (int64_t d = 0; d < n; ++d) ((float *)head)[d * cache.slots + row] = x[d];
 }
 static OPTPIPE_INLINE void put_value(const Cache &cache, int64_t slot, int64_t h, const float *x) {
     char *head = cache.head(slot / cache.block, h);
-    const int64_t row = slot % cache.block;
+    const int64_t row = slot % cache.block, n = cache.width, columns = cache.columns;
     if (cache.dtype == OPTPIPE_I8)
-        cache.scales(head)[row] = put_codes(x, cache.width, (uint8_t *)head + row / 4 * cache.columns * 4 + row % 4, 1, 4, 0);
+        cache.scales(head)[row] = put_codes(x, n, (uint8_t *)head + row / 4 * columns * 4 + row % 4, 1, 4, 0);
+    else if (cache.dtype == OPTPIPE_BF16)
+        put_halves(x, n, (uint16_t *)head + row / 2 * columns * 2 + row % 2, 1, 2, 0);
     else
-        put_floats(x, cache.width, head + row * cache.columns * cache.item, cache.dtype, 1);
+        memcpy((float *)head + row * columns, x, (size_t)n * 4);
 }
 
 /* The slot of a token, or −1 where there is none. */

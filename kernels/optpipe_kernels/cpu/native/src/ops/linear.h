@@ -3,7 +3,8 @@
  *     out[t, n] = f(Σ_k x[t, k] · w[n, k] + bias[n]) + residual[t, n]
  *
  * x [T, K] f32; w packed bf16 or f32 (packed.h); out [T, N] f32, may be residual itself. Equals aten.linear in float32:
- * the sum of an output is fused multiply-adds in the order of k. A bf16 weight is widened, x is not narrowed.
+ * the sum of an output is fused multiply-adds in the order of k. A bf16 weight is widened, x is not narrowed, but where
+ * the processor multiplies pairs of bfloat16: linear_pairs.h.
  *
  * Bytes: N·K·bits/8 from memory once up to `chunk` rows. A block is ROWS rows × TILES tiles, all sums in registers.
  */
@@ -19,15 +20,18 @@ enum { FLOAT_ROWS = 2, FLOAT_TILES = 1 };
 static OPTPIPE_INLINE V lower_bf16(V words) { return as_float(shift_left<16>(as_int(words))); }
 static OPTPIPE_INLINE V upper_bf16(V words) { return as_float(as_int(words) & seti((int)0xffff0000)); }
 
-/* R rows against S tiles, tile_bytes apart. */
+/* R rows against S tiles, tile_bytes apart. ahead: bytes from here to the weights that this thread needs next, or 0. */
 template <int R, int S, int BITS>
-static void float_tiles(const uint8_t *tiles, int64_t tile_bytes, const float *x, int64_t stride, int64_t inputs, float *sums) {
+static void float_tiles(const uint8_t *tiles, int64_t tile_bytes, const float *x, int64_t stride, int64_t inputs, int64_t ahead,
+                        float *sums) {
     enum { PARTS = TILE / W, STEP = BITS == 16 ? 2 : 1 };
     V total[S * PARTS][R];
     for (int s = 0; s < S * PARTS; ++s)
         for (int r = 0; r < R; ++r) total[s][r] = zero();
     for (int64_t k = 0; k < inputs; k += STEP) {
         V w[S * PARTS];
+#pragma GCC unroll 4
+        for (int s = 0; ahead != 0 && s < S; ++s) prefetch(tiles + s * tile_bytes + k / STEP * TILE * 4 + ahead);
 #pragma GCC unroll 8
         for (int s = 0; s < S * PARTS; ++s)
             w[s] = load((const float *)(tiles + s / PARTS * tile_bytes + (k / STEP * TILE + s % PARTS * W) * 4));
@@ -49,7 +53,7 @@ static void float_tiles(const uint8_t *tiles, int64_t tile_bytes, const float *x
         for (int r = 0; r < R; ++r) store(sums + (s / PARTS * FLOAT_ROWS + r) * TILE + s % PARTS * W, total[s][r]);
 }
 
-typedef void (*FloatTiles)(const uint8_t *, int64_t, const float *, int64_t, int64_t, float *);
+typedef void (*FloatTiles)(const uint8_t *, int64_t, const float *, int64_t, int64_t, int64_t, float *);
 
 template <int R, int S> static void float_tiles_of(int32_t bits, FloatTiles (*to)[FLOAT_ROWS]) {
     to[S - 1][R - 1] = bits == 16 ? float_tiles<R, S, 16> : float_tiles<R, S, 32>;
@@ -65,11 +69,12 @@ struct FloatSource {
     int64_t stride, chunk;
     FloatTiles by_size[FLOAT_TILES][FLOAT_ROWS];
 
-    OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, bool, float *sums) const {
+    OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t rows, bool first, float *sums) const {
+        const int64_t ahead = first ? FLOAT_TILES * w.head->tile_bytes : 0;
         for (int64_t s = 0; s < tiles; s += FLOAT_TILES) {
             const int64_t some = least(FLOAT_TILES, tiles - s);
             by_size[some - 1][rows - 1](w.tile(tile + s), w.head->tile_bytes, x + row * stride, stride, w.head->inputs,
-                                        sums + s * ROWS * TILE);
+                                        ahead, sums + s * ROWS * TILE);
         }
     }
 };
@@ -84,6 +89,21 @@ static FloatSource float_source(void *blob, const float *x, int64_t stride) {
     return it;
 }
 
+/* run(source) with the source that the weight's type wants. Operands x, w first. */
+template <class Run> static OPTPIPE_INLINE void with_source(const Call &c, int thread, const Run &run) {
+    const float *x = c.at<float>(0);
+#ifdef OPTPIPE_PAIRS
+    if (packed(c.at<uint8_t>(1)).head->bits == 16) {
+        PairSource source = pair_source(c.at<uint8_t>(1), x, c.stride(0, 0));
+        const int64_t rows = least(c.size(0, 0), source.chunk);
+        source.narrow = (uint8_t *)c.scratch(thread, (size_t)most(1, rows * source.row_bytes));
+        return run(source);
+    }
+#endif
+    (void)thread;
+    run(float_source(c.at<uint8_t>(1), x, c.stride(0, 0)));
+}
+
 static const char *check_linear(const Call &c) {
     if (c.n != 5) return sentence("takes 5 operands, got %d", c.n);
     if (const char *words = check_weight(c, 1, c.ints > 0 ? c.i[0] : 0, false)) return words;
@@ -96,7 +116,7 @@ static const char *check_linear(const Call &c) {
 }
 
 static void linear(const Call &c, int thread, int threads) {
-    run_linear(c, float_source(c.at<uint8_t>(1), c.at<float>(0), c.stride(0, 0)), thread, threads);
+    with_source(c, thread, [&](const auto &source) { run_linear(c, source, thread, threads); });
 }
 
 /* linear_gated(x, w, bias?, out?, outq?) | I K bits 0 0 kind: gated.h */
@@ -106,7 +126,7 @@ static const char *check_linear_gated(const Call &c) {
 }
 
 static void linear_gated(const Call &c, int thread, int threads) {
-    run_gated(c, float_source(c.at<uint8_t>(1), c.at<float>(0), c.stride(0, 0)), thread, threads);
+    with_source(c, thread, [&](const auto &source) { run_gated(c, source, thread, threads); });
 }
 
 /* linear_argmax(x, w, bias?, ids, best?) | N K bits 0 0: best.h */
@@ -116,5 +136,5 @@ static const char *check_linear_argmax(const Call &c) {
 }
 
 static void linear_argmax(const Call &c, int thread, int threads) {
-    run_best(c, float_source(c.at<uint8_t>(1), c.at<float>(0), c.stride(0, 0)), thread, threads);
+    with_source(c, thread, [&](const auto &source) { run_best(c, source, thread, threads); });
 }

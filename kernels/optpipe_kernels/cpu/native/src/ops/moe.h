@@ -109,13 +109,13 @@ static void multiply_experts(const Experts &m, const Routed &r, int weight, int 
         };
         if (m.quantized) {
             const QuantSource source = quant_source(m.matrix(weight, e), begin, row_bytes, m.planes);
-            sweep(source, split(source.w.count(), 1, thread, threads), rows,
+            sweep(source, split(source.w.count(), 1, thread, threads), {0, rows},
                   [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
                       finish(row, tile, tiles, sums, QuantSource::ROWS * TILE);
                   });
         } else {
             const FloatSource source = float_source(m.matrix(weight, e), (const float *)begin, row_bytes / 4);
-            sweep(source, split(source.w.count(), 1, thread, threads), rows,
+            sweep(source, split(source.w.count(), 1, thread, threads), {0, rows},
                   [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
                       finish(row, tile, tiles, sums, FloatSource::ROWS * TILE);
                   });

@@ -7,69 +7,62 @@
  * q, out [T, H, D]; caches as kv_cache.h draws them; query_start [B + 1], context_lens [B], block_tables [B, M].
  * window and chunk −1 for none, softcap 0 for none. The dialect body is optpipe/dialect/paged_attention.py.
  *
- * Within a span (attention_units.h) the softmax runs online over its tiles; spans are joined one after the other, from
+ * The softmax runs over a tile of keys (attention_units.h) from nothing, and tiles are joined one after the other, from
  * the sink on. What is hidden from a row changes none of its bits, so its result is the same in a prompt, a chunk, a
- * decode step and a verification, in any batch, on any number of threads. When there are few units the spans of one
+ * decode step and a verification, in any batch, on any number of threads. When there are few units the tiles of one
  * are done by several threads, and joined the same way.
  *
  * Operations: 4·D a visible pair; bytes: keys and values once a unit.
  * Source: Kwon et al. 2023 (blocks); attention_softmax.h names the others.
  */
 
-/* What a thread needs for a unit: a form's scratch, the span at hand and the rows so far [ROWS][columns]. */
+/* What a thread needs for a unit: the rows so far, the tile at hand, and a form's scratch. */
 struct Room {
-    float *part, *out;
+    Part rows, tile;
     char *scratch;
 };
 
 static OPTPIPE_INLINE int64_t form_bytes(const Attention &a) {
-    return a.keys.dtype == OPTPIPE_I8 ? Int8Attention::scratch_bytes(a) : FloatAttention<CacheF32>::scratch_bytes(a);
+    switch (a.keys.dtype) {
+    case OPTPIPE_F32: return FloatAttention::scratch_bytes(a);
+    case OPTPIPE_BF16: return PairAttention::scratch_bytes(a);
+    default: return Int8Attention::scratch_bytes(a);
+    }
 }
 static OPTPIPE_INLINE Room room_of(const Attention &a, int thread) {
-    const int64_t floats = ROWS * a.values.columns;
+    const int64_t floats = part_floats(a);
     float *memory = (float *)a.c->scratch(thread, (size_t)(8 * floats + form_bytes(a)));
-    return {memory, memory + floats, (char *)(memory + 2 * floats)};
+    return {part_at(memory), part_at(memory + floats), (char *)(memory + 2 * floats)};
 }
 
-/* One span of keys for the rows of a unit, from nothing. `out` [R][columns] and `rows` are its result. */
-template <int R, class Form>
-static void attend_span(const Attention &a, const Unit &u, char *scratch, int64_t span, Running *rows, float *out) {
+/* Rows before their first tile. */
+static OPTPIPE_INLINE void begin_rows(const Attention &a, const Unit &u, const Part &rows) {
+    for (int64_t r = 0; r < u.count; ++r)
+        rows.rows[r] = a.c->has(6) ? Running{a.c->at<float>(6)[u.query_head(r, a.groups)], 1.0f} : Running{-__builtin_inff(), 0.0f};
+    for (int64_t d = 0; d < u.count * a.values.columns; d += W) store(rows.out + d, zero());
+}
+
+template <int R, class Form> static void attend_tiles(const Attention &a, const Room &room, const Job &job, const Job *next) {
     float slope[R];
-    for (int r = 0; r < R; ++r) {
-        slope[r] = a.c->has(7) ? a.c->at<float>(7)[u.query_head(r, a.groups)] : 0.0f;
-        rows[r] = {-__builtin_inff(), 0.0f};
-    }
-    for (int64_t d = 0; d < R * a.values.columns; d += W) store(out + d, zero());
+    for (int r = 0; r < R; ++r) slope[r] = a.c->has(7) ? a.c->at<float>(7)[job.unit.query_head(r, a.groups)] : 0.0f;
     Form form;
-    form.template begin<R>(a, u, scratch);
-    each_tile(a, u, span, [&](int64_t block, int64_t blocks)
-                  OPTPIPE_BODY { form.template tile<R>(a, u, slope, block, blocks, rows, out); });
-}
-
-template <class Form>
-static void attend_rows(const Attention &a, const Unit &u, char *scratch, int64_t span, Running *rows, float *out) {
-    switch (u.count) {
-    case 1: return attend_span<1, Form>(a, u, scratch, span, rows, out);
-    case 2: return attend_span<2, Form>(a, u, scratch, span, rows, out);
-    case 3: return attend_span<3, Form>(a, u, scratch, span, rows, out);
-    case 4: return attend_span<4, Form>(a, u, scratch, span, rows, out);
-    case 5: return attend_span<5, Form>(a, u, scratch, span, rows, out);
-    default: return attend_span<6, Form>(a, u, scratch, span, rows, out);
-    }
-}
-static void attend(const Attention &a, const Unit &u, char *scratch, int64_t span, Running *rows, float *out) {
-    switch (a.keys.dtype) {
-    case OPTPIPE_F32: return attend_rows<FloatAttention<CacheF32>>(a, u, scratch, span, rows, out);
-    case OPTPIPE_BF16: return attend_rows<FloatAttention<CacheBf16>>(a, u, scratch, span, rows, out);
-    default: return attend_rows<Int8Attention>(a, u, scratch, span, rows, out);
+    form.template begin<R>(a, job.unit, room.scratch);
+    for (int64_t tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
+        const Part part = job.kept != nullptr ? part_at(job.kept + (tile - job.tiles.begin) * part_floats(a)) : room.tile;
+        form.template tile<R>(a, job.unit, slope, blocks_of(a, job.unit, tile), ahead_of(a, job, next, tile), part);
+        if (job.kept == nullptr) join(room.rows, part, R, a.values.columns);
     }
 }
 
-/* A row before its first span. */
-static OPTPIPE_INLINE Running before_all(const Attention &a, const Unit &u, int64_t r, float *out) {
-    for (int64_t d = 0; d < a.values.columns; d += W) store(out + d, zero());
-    if (!a.c->has(6)) return {-__builtin_inff(), 0.0f};
-    return {a.c->at<float>(6)[u.query_head(r, a.groups)], 1.0f};
+template <class Form> static void attend_rows(const Attention &a, const Room &room, const Job &job, const Job *next) {
+    switch (job.unit.count) {
+    case 1: return attend_tiles<1, Form>(a, room, job, next);
+    case 2: return attend_tiles<2, Form>(a, room, job, next);
+    case 3: return attend_tiles<3, Form>(a, room, job, next);
+    case 4: return attend_tiles<4, Form>(a, room, job, next);
+    case 5: return attend_tiles<5, Form>(a, room, job, next);
+    default: return attend_tiles<6, Form>(a, room, job, next);
+    }
 }
 
 /* Divide a row by its total, and write it. */
@@ -78,54 +71,74 @@ static OPTPIPE_INLINE void write_row(const Attention &a, const Unit &u, int64_t 
     float *to = c.at<float>(8) + u.row(r, a.groups) * c.stride(8, 0) + u.query_head(r, a.groups) * c.stride(8, 1);
     for (int64_t d = 0; d < a.values.width; d += W) store_n(to + d, load(out + d) / set1(row.total), a.values.width - d);
 }
-
-/* Many units: each thread does whole ones, span after span. */
-static void attend_units(const Attention &a, int thread, int threads) {
-    const Room room = room_of(a, thread);
-    const int64_t columns = a.values.columns;
-    each_unit(a, [&](const Unit &u, int64_t number) OPTPIPE_BODY {
-        if (number % threads != thread) return;
-        Running rows[ROWS], more[ROWS];
-        for (int64_t r = 0; r < u.count; ++r) rows[r] = before_all(a, u, r, room.out + r * columns);
-        int64_t first, last;
-        spans_of(a, u, first, last);
-        for (int64_t span = first; span < last; ++span) {
-            attend(a, u, room.scratch, span, more, room.part);
-            for (int64_t r = 0; r < u.count; ++r) join(rows[r], room.out + r * columns, more[r], room.part + r * columns, columns);
-        }
-        for (int64_t r = 0; r < u.count; ++r) write_row(a, u, r, rows[r], room.out + r * columns);
-    });
+static OPTPIPE_INLINE void write_rows(const Attention &a, const Unit &u, const Part &rows) {
+    for (int64_t r = 0; r < u.count; ++r) write_row(a, u, r, rows.rows[r], rows.out + r * a.values.columns);
 }
 
-/* Few units with many spans: each thread takes neighbours among the spans, and then the rows are joined in the same
- * order as above. */
-static void attend_spans(const Attention &a, int64_t spans, int thread, int threads) {
-    const int64_t columns = a.values.columns, each = ROWS * (columns + 16);
-    float *parts = (float *)a.c->shared((size_t)(spans * each) * 4);
-    const Room room = room_of(a, thread);
-    const Range mine = split(spans, 1, thread, threads);
-    int64_t next = 0;
-    each_unit(a, [&](const Unit &u, int64_t) OPTPIPE_BODY {
-        int64_t first, last;
-        spans_of(a, u, first, last);
-        for (int64_t span = first; span < last; ++span, ++next)
-            if (next >= mine.begin && next < mine.end)
-                attend(a, u, room.scratch, span, (Running *)(parts + next * each), parts + next * each + ROWS * 16);
+/* A job, and what comes after it, if anything: its keys may be asked for meanwhile. */
+static void attend(const Attention &a, const Room &room, const Job &job, const Job *next) {
+    if (job.kept == nullptr) begin_rows(a, job.unit, room.rows);
+    switch (a.keys.dtype) {
+    case OPTPIPE_F32: attend_rows<FloatAttention>(a, room, job, next); break;
+    case OPTPIPE_BF16: attend_rows<PairAttention>(a, room, job, next); break;
+    default: attend_rows<Int8Attention>(a, room, job, next);
+    }
+    if (job.kept == nullptr) write_rows(a, job.unit, room.rows);
+}
+
+/* The jobs of a thread: each is done when the one after it is known. */
+struct Queue {
+    const Attention &a;
+    const Room room;
+    Job waiting{};
+    bool any = false;
+
+    OPTPIPE_INLINE void put(const Job &job) {
+        if (any) attend(a, room, waiting, &job);
+        waiting = job;
+        any = true;
+    }
+    OPTPIPE_INLINE void end() const {
+        if (any) attend(a, room, waiting, nullptr);
+    }
+};
+
+/* Many units: each thread does whole ones. */
+static void attend_units(const Attention &a, int thread, int threads) {
+    Queue queue{a, room_of(a, thread)};
+    each_unit(a, [&](const Unit &u, int64_t number) OPTPIPE_BODY {
+        if (number % threads == thread) queue.put({u, tiles_of(a, u), nullptr});
     });
-    a.c->barrier();
-    next = 0;
-    int64_t row = 0;
+    queue.end();
+}
+
+/* Few units with many tiles: each thread takes neighbours among the tiles, and then the rows are joined in the same
+ * order as above. */
+static void attend_few(const Attention &a, int64_t tiles, int thread, int threads) {
+    float *parts = (float *)a.c->shared((size_t)(tiles * part_floats(a)) * 4);
+    Queue queue{a, room_of(a, thread)};
+    const Range mine = split(tiles, 1, thread, threads);
+    int64_t before = 0; /* tiles of the units that came before */
     each_unit(a, [&](const Unit &u, int64_t) OPTPIPE_BODY {
-        int64_t first, last;
-        spans_of(a, u, first, last);
-        for (int64_t r = 0; r < u.count; ++r, ++row) {
-            if (row % threads != thread) continue;
-            Running so_far = before_all(a, u, r, room.out);
-            for (int64_t at = next; at < next + last - first; ++at)
-                join(so_far, room.out, ((Running *)(parts + at * each))[r], parts + at * each + ROWS * 16 + r * columns, columns);
-            write_row(a, u, r, so_far, room.out);
+        const Range all = tiles_of(a, u);
+        const int64_t shift = all.begin - before;
+        const Range here = {most(all.begin, mine.begin + shift), least(all.end, mine.end + shift)};
+        if (here.begin < here.end) queue.put({u, here, parts + (here.begin - shift) * part_floats(a)});
+        before += all.end - all.begin;
+    });
+    queue.end();
+    a.c->barrier();
+    before = 0;
+    each_unit(a, [&](const Unit &u, int64_t number) OPTPIPE_BODY {
+        const Range all = tiles_of(a, u);
+        const Part rows = queue.room.rows;
+        if (number % threads == thread) {
+            begin_rows(a, u, rows);
+            for (int64_t at = before; at < before + all.end - all.begin; ++at)
+                join(rows, part_at(parts + at * part_floats(a)), u.count, a.values.columns);
+            write_rows(a, u, rows);
         }
-        next += last - first;
+        before += all.end - all.begin;
     });
 }
 
@@ -163,15 +176,14 @@ static void paged_attention(const Call &c, int thread, int threads) {
         clear_rows(c, 0, sequences > 0 ? starts[0] : c.size(0, 0));
         if (sequences > 0) clear_rows(c, starts[sequences], c.size(0, 0));
     }
-    int64_t units = 0, spans = 0;
+    int64_t units = 0, tiles = 0;
     each_unit(a, [&](const Unit &u, int64_t) OPTPIPE_BODY {
-        int64_t first, last;
-        spans_of(a, u, first, last);
+        const Range all = tiles_of(a, u);
         ++units;
-        spans += last - first;
+        tiles += all.end - all.begin;
     });
-    if (threads > 1 && units < 4 * threads && spans > units)
-        attend_spans(a, spans, thread, threads);
+    if (threads > 1 && units < 4 * threads && tiles > units)
+        attend_few(a, tiles, thread, threads);
     else
         attend_units(a, thread, threads);
 }

@@ -6,12 +6,12 @@
  * for each row of a block; its tiles are ROWS · 16 floats apart. The sum of an output depends on its row alone.
  */
 template <class Source, class Finish>
-static void sweep(const Source &source, Range tiles, int64_t rows, const Finish &finish) {
+static void sweep(const Source &source, Range tiles, Range rows, const Finish &finish) {
     enum { S = Source::TILES, N = Source::ROWS };
     const int64_t chunk = most(N, source.chunk / N * N);
     alignas(64) float sums[S * N * TILE];
-    for (int64_t begin = 0; begin < rows; begin += chunk) {
-        const int64_t end = least(begin + chunk, rows);
+    for (int64_t begin = rows.begin; begin < rows.end; begin += chunk) {
+        const int64_t end = least(begin + chunk, rows.end);
         for (int64_t tile = tiles.begin; tile < tiles.end; tile += S) {
             const int64_t some = least(S, tiles.end - tile);
             for (int64_t row = begin; row < end; row += N) {
@@ -21,6 +21,17 @@ static void sweep(const Source &source, Range tiles, int64_t rows, const Finish 
             }
         }
     }
+}
+
+/* A thread's share of a sweep: of the outputs, in multiples of `step` tiles; with many rows, of the rows, because the
+ * ops before and after share those: what a thread reads is then in its own cache. */
+enum { MANY_ROWS = 64 }; /* a thread; fewer do not pay for the weights that each of them then reads */
+
+template <class Source, class Finish>
+static void sweep_share(const Source &source, int64_t step, int64_t rows, int thread, int threads, const Finish &finish) {
+    const int64_t tiles = source.w.count();
+    if (rows >= MANY_ROWS * threads) sweep(source, {0, tiles}, split(rows, Source::ROWS, thread, threads), finish);
+    else sweep(source, split(tiles, step, thread, threads), {0, rows}, finish);
 }
 
 /* out[row, n] = activate(sum + bias[n]) + residual[row, n] for the 16 outputs of a tile that exist. */
@@ -67,8 +78,7 @@ static const char *check_weight(const Call &c, int k, int64_t rows, bool quantiz
 template <class Source> static void run_linear(const Call &c, const Source &source, int thread, int threads) {
     const Ending end = {c.at<float>(2), c.at<float>(3), c.at<float>(4), c.has(3) ? c.stride(3, 0) : 0, c.stride(4, 0),
                         c.i[0],         c.ints > 5 ? c.i[5] : (int64_t)NONE};
-    sweep(source, split(source.w.count(), 1, thread, threads), c.size(4, 0),
-          [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
-              for (int64_t s = 0; s < tiles; ++s) end(row, tile + s, sums + s * Source::ROWS * TILE);
-          });
+    sweep_share(source, 1, c.size(4, 0), thread, threads, [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
+        for (int64_t s = 0; s < tiles; ++s) end(row, tile + s, sums + s * Source::ROWS * TILE);
+    });
 }

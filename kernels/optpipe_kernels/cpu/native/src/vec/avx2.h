@@ -72,6 +72,7 @@ static OPTPIPE_INLINE V as_float(I a) { return _mm256_castsi256_ps(a); }
 static OPTPIPE_INLINE I as_int(V a) { return _mm256_castps_si256(a); }
 static OPTPIPE_INLINE I seti(int x) { return _mm256_set1_epi32(x); }
 static OPTPIPE_INLINE I addi(I a, I b) { return _mm256_add_epi32(a, b); }
+static OPTPIPE_INLINE I bits_and(I a, I b) { return _mm256_and_si256(a, b); }
 static OPTPIPE_INLINE I negate(I a) { return _mm256_sub_epi32(_mm256_setzero_si256(), a); }
 template <int n> static OPTPIPE_INLINE I shift_left(I a) { return _mm256_slli_epi32(a, n); }
 

@@ -59,6 +59,7 @@ static OPTPIPE_INLINE V as_float(I a) { return _mm512_castsi512_ps(a); }
 static OPTPIPE_INLINE I as_int(V a) { return _mm512_castps_si512(a); }
 static OPTPIPE_INLINE I seti(int x) { return _mm512_set1_epi32(x); }
 static OPTPIPE_INLINE I addi(I a, I b) { return _mm512_add_epi32(a, b); }
+static OPTPIPE_INLINE I bits_and(I a, I b) { return _mm512_and_si512(a, b); }
 static OPTPIPE_INLINE I negate(I a) { return _mm512_sub_epi32(_mm512_setzero_si512(), a); }
 template <int n> static OPTPIPE_INLINE I shift_left(I a) { return _mm512_slli_epi32(a, n); }
 

@@ -38,4 +38,22 @@ static OPTPIPE_INLINE void store_halves(uint16_t *p, V x) { _mm256_storeu_si256(
 /* The first of each pair, and zero beside it. */
 static OPTPIPE_INLINE P first_of_pairs(P x) { return _mm512_and_si512(x, _mm512_set1_epi32(0xffff)); }
 
+#else
+
+/* Both widened: a word's lower half is the first. */
+struct P {
+    V first, second;
+};
+
+static OPTPIPE_INLINE V upper_half(I words) { return as_float(bits_and(words, seti(-65536))); }
+static OPTPIPE_INLINE P widen_pairs(I words) { return {as_float(shift_left<16>(words)), upper_half(words)}; }
+static OPTPIPE_INLINE P load_pairs(const void *p) { return widen_pairs(as_int(load((const float *)p))); }
+static OPTPIPE_INLINE P set1_pair(const void *p) {
+    int32_t word;
+    memcpy(&word, p, 4);
+    return widen_pairs(seti(word));
+}
+static OPTPIPE_INLINE V dot_pairs(V sum, P a, P b) { return fma(a.first, b.first, fma(a.second, b.second, sum)); }
+static OPTPIPE_INLINE void store_halves(uint16_t *p, V x) { store_bf16(p, x); }
+static OPTPIPE_INLINE P first_of_pairs(P x) { return {x.first, zero()}; }
 #endif

@@ -107,6 +107,7 @@ static OPTPIPE_INLINE bool any(M m) { return (m[0] | m[1] | m[2] | m[3]) != 0; }
 static OPTPIPE_INLINE bool all(M m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
 static OPTPIPE_INLINE I seti(int x) { return I{x, x, x, x}; }
 static OPTPIPE_INLINE I addi(I a, I b) { return a + b; }
+static OPTPIPE_INLINE I bits_and(I a, I b) { return a & b; }
 static OPTPIPE_INLINE I negate(I a) { return -a; }
 template <int n> static OPTPIPE_INLINE I shift_left(I a) { return a << n; }
 /* Rounded to the nearest whole number and saturated to −128 … 127. */
