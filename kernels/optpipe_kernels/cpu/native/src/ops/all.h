@@ -6,6 +6,7 @@
 #include "ops/best.h"
 #include "ops/quant_linear.h"
 #include "ops/linear_pairs.h"
+#include "ops/linear_pairs.h"
 #include "ops/linear.h"
 #include "ops/argmax.h"
 #include "ops/topk.h"
