@@ -39,7 +39,7 @@ class StepInputs:
 
     Attributes:
         token_ids: [T] int64. Where the executor ``feeds_tokens``, −1 − r stands for the token that row r of
-            the step submitted before this one gave: its most likely.
+            the step submitted before this one gave: its most likely, or the one that was drawn.
         positions: [T] int64, each token's place in its sequence.
         slot_mapping: [T] int64, the cache slot of each token; negative writes nothing.
         query_start: [B + 1] int32; sequence b owns tokens query_start[b] to query_start[b + 1].
@@ -57,12 +57,31 @@ class StepInputs:
     logit_rows: Ints
 
 
+NOT_NUMBERS, NONE_LEFT = -2, -1
+"""Given in the place of a drawn token: its logits hold NaN or +inf, or nothing but -inf. 0 is fed then."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How an executor that ``draws_tokens`` draws a token for each logit row.
+
+    Attributes:
+        floats: [R, 3] float64: temperature; top-p; how far below the likeliest's logit a token may be, as
+            min-p has it, -inf for no such limit.
+        integers: [R, 3] int64: top-k, 0 for all tokens and 1 for the likeliest; the low 64 bits of the seed;
+            the token's index in its output. Random numbers are a function of the last two.
+    """
+
+    floats: NDArray[np.float64]
+    integers: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a step gave.
 
     Attributes:
-        token_ids: [R] int64, the most likely token of each logit row.
+        token_ids: [R] int64, the most likely token of each logit row, or the one that was drawn for it.
         logits: [R, V] float32, or None where the caller asked for tokens only.
     """
 
@@ -100,6 +119,8 @@ class Executor(Protocol):
 
     An executor may also have ``feeds_tokens = True``: a step may then be submitted before the result of the
     one before it is known, and take its tokens from there. Steps run in the order of their submission.
+    With ``draws_tokens = True`` its ``submit`` takes ``draws``, a :class:`Draws`: the tokens that it gives,
+    and feeds to the next step, are then drawn instead of the most likely.
     """
 
     @property
@@ -208,3 +229,8 @@ def is_layered(executor: Executor) -> TypeGuard[LayeredExecutor]:
 def feeds_tokens(executor: Executor) -> bool:
     """Whether a step may take its tokens from the step before: see ``StepInputs.token_ids``."""
     return bool(getattr(executor, "feeds_tokens", False))
+
+
+def draws_tokens(executor: Executor) -> bool:
+    """Whether the executor can draw tokens itself: see :class:`Draws`."""
+    return bool(getattr(executor, "draws_tokens", False))

@@ -10,15 +10,20 @@ batch: whatever the scheduling, the same sequence gives the same bits.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from optpipe.errors import RequestError
-from optpipe.targets.protocol import CacheSpec, MemoryNeeds, StepInputs, StepResult
+from optpipe.targets.protocol import NOT_NUMBERS, CacheSpec, Draws, MemoryNeeds, StepInputs, StepResult
+from optpipe_runtime.sampling import SamplingParams, uniform
+from optpipe_runtime.sampling.choice import choose
+from optpipe_runtime.sampling.mask import Scratch
 
 EMPTY = -1
 
@@ -34,8 +39,8 @@ class Done:
 class Later:
     """A step that runs when its result, or a later one's, is asked for."""
 
-    def __init__(self, executor: TapeExecutor, inputs: StepInputs, logits: bool) -> None:
-        self.executor, self.inputs, self.logits = executor, inputs, logits
+    def __init__(self, executor: TapeExecutor, inputs: StepInputs, logits: bool, draws: Draws | None) -> None:
+        self.executor, self.inputs, self.logits, self.draws = executor, inputs, logits, draws
         self.value: StepResult | None = None
         self.error: Exception | None = None
 
@@ -45,6 +50,18 @@ class Later:
             raise self.error
         assert self.value is not None
         return self.value
+
+
+def _drawn(row: np.ndarray, floats: np.ndarray, integers: np.ndarray) -> int:
+    """The token that the sampler itself would choose."""
+    if not np.isfinite(row.max()):
+        return NOT_NUMBERS
+    (temperature, top_p, floor), (top_k, seed, index) = floats.tolist(), integers.tolist()
+    min_p = 0.0 if floor == -np.inf else math.exp(floor / temperature)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    if params.greedy:
+        return int(row.argmax())
+    return choose(row, params, partial(uniform, seed, index), Scratch(len(row)))
 
 
 class TapeExecutor:
@@ -61,6 +78,7 @@ class TapeExecutor:
         end: never the likeliest token, so that greedy text does not end; None for no such token.
         feeds_tokens: a step may take its tokens from the one before. Then nothing runs before its result, or
             that of a later step, is asked for, as on a device that is slower than its host.
+        draws_tokens: tokens may be drawn here, with the sampler's own arithmetic.
     """
 
     batch_invariant = True
@@ -76,9 +94,11 @@ class TapeExecutor:
         before_step: Callable[[StepInputs], None] | None = None,
         end: int | None = None,
         feeds_tokens: bool = False,
+        draws_tokens: bool = False,
     ) -> None:
         self.vocab_size = vocab_size
-        self.feeds_tokens = feeds_tokens
+        self.feeds_tokens, self.draws_tokens = feeds_tokens, draws_tokens
+        self.drawn = 0  # steps whose tokens were drawn
         self.early = 0  # steps that were submitted before the result of the one before was asked for
         self._given = np.zeros(0, dtype=np.int64)  # the tokens of the step that ran last
         self._queue: list[Later] = []
@@ -106,12 +126,12 @@ class TapeExecutor:
         self.num_blocks = num_blocks
         self._tape = np.full(num_blocks * self.cache_spec.block_size, EMPTY)
 
-    def submit(self, step: StepInputs, *, logits: bool = True) -> Done | Later:
+    def submit(self, step: StepInputs, *, logits: bool = True, draws: Draws | None = None) -> Done | Later:
         """Write the tokens to their slots, then hash what each wanted row can see."""
         if not self.feeds_tokens:
-            return Done(self.run(step, logits=logits))
+            return Done(self.run(step, logits=logits, draws=draws))
         self.early += bool(self._queue)
-        self._queue.append(Later(self, _copy(step), logits))
+        self._queue.append(Later(self, _copy(step), logits, draws))
         return self._queue[-1]
 
     def run_until(self, step: Later) -> None:
@@ -119,11 +139,11 @@ class TapeExecutor:
         while step in self._queue:
             first = self._queue.pop(0)
             try:
-                first.value = self.run(first.inputs, logits=first.logits)
+                first.value = self.run(first.inputs, logits=first.logits, draws=first.draws)
             except Exception as error:
                 first.error = error
 
-    def run(self, step: StepInputs, *, logits: bool) -> StepResult:
+    def run(self, step: StepInputs, *, logits: bool, draws: Draws | None = None) -> StepResult:
         """A step, now."""
         if self.feeds_tokens:
             ids = step.token_ids.copy()
@@ -138,8 +158,13 @@ class TapeExecutor:
         writes = step.slot_mapping >= 0
         self._tape[step.slot_mapping[writes]] = step.token_ids[writes]
         rows = self._rows(step)
-        self._given = rows.argmax(-1).astype(np.int64)
-        return StepResult(self._given, rows if logits else None)
+        given = rows.argmax(-1).astype(np.int64)
+        if draws is not None:
+            self.drawn += 1
+            settings = zip(rows, draws.floats, draws.integers, strict=True)
+            given = np.array([_drawn(*it) for it in settings], dtype=np.int64)
+        self._given = np.maximum(given, 0)
+        return StepResult(given, rows if logits else None)
 
     def logits(self, token_ids: Any, rows: Any = None) -> Any:
         """Logits of a whole sequence, without the cache."""

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optpipe.errors import KernelError, OptpipeError
-from optpipe.targets.protocol import Executor, StepHandle, StepResult, feeds_tokens
+from optpipe.targets.protocol import Executor, StepHandle, StepResult, draws_tokens, feeds_tokens
 
 from ..core import StepPlan
-from ..sampling import Group, Sampled, Sampler
+from ..sampling import Group, Sampled, Sampler, draws_of
 from .batch import Batch
 from .request import Choice
 
@@ -26,21 +26,21 @@ class Flight:
         plan: what of it is still wanted.
         handle: the executor's.
         rows: of the step as it was submitted.
-        greedy: each row's most likely token is the one that is sampled.
+        decided: the tokens that the executor gives are those that are sampled.
         taken: the rows of ``plan``; None for all.
     """
 
     plan: StepPlan
     handle: StepHandle
     rows: int
-    greedy: bool
+    decided: bool
     taken: tuple[int, ...] | None = None
 
     def narrowed(self, plan: StepPlan) -> Flight:
         """Without the sequences that are not in ``plan``; a step with a row a sequence."""
         wanted = {step.sequence.id for step in plan.steps}
         rows = [row for row, step in enumerate(self.plan.steps) if step.sequence.id in wanted]
-        return Flight(plan, self.handle, self.rows, self.greedy, tuple(rows))
+        return Flight(plan, self.handle, self.rows, self.decided, tuple(rows))
 
 
 class Runner:
@@ -56,6 +56,7 @@ class Runner:
         self._executor = executor
         self._sampler = sampler
         self._batch = batch
+        self._draws = draws_tokens(executor)
 
     @property
     def feeds_tokens(self) -> bool:
@@ -74,15 +75,21 @@ class Runner:
             Exception: whatever the executor raises; no state has changed then.
         """
         sampled = [step for step in plan.steps if step.samples]
-        greedy = plan.num_rows == sum(1 + step.drafts for step in sampled) and not any(
-            choices[step.sequence.id].state.needs_logits for step in sampled
-        )
+        states = [choices[step.sequence.id].state for step in sampled]
+        alone = plan.num_rows == sum(1 + step.drafts for step in sampled)
+        greedy = alone and not any(state.needs_logits for state in states)
+        draws = None
+        if self._draws and not greedy and alone and not any(step.drafts for step in sampled):
+            draws = draws_of(states, ahead=after is not None)
         inputs = self._batch.build(plan)
         if after is not None and after.taken is not None:  # rows of the plan, and those of the executor
             rows = np.asarray(after.taken)[-1 - inputs.token_ids]
             inputs = replace(inputs, token_ids=-1 - rows)
-        handle = self._executor.submit(inputs, logits=not greedy)
-        return Flight(plan, handle, plan.num_rows, greedy)
+        if draws is not None:
+            handle = self._executor.submit(inputs, logits=False, draws=draws)  # type: ignore[call-arg]
+        else:
+            handle = self._executor.submit(inputs, logits=not greedy)
+        return Flight(plan, handle, plan.num_rows, greedy or draws is not None)
 
     def finish(self, flight: Flight, choices: Mapping[int, Choice]) -> list[Sampled]:
         """Wait for a step and sample from it; prompt log-probabilities go to their requests.
@@ -105,7 +112,7 @@ class Runner:
             if step.samples
         ]
         result = flight.handle.result()
-        if flight.greedy:
+        if flight.decided:
             ids = _ids(result, flight.rows)
             return self._sampler.sample_greedy(
                 ids if flight.taken is None else ids[list(flight.taken)], groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .bad_words import encode_bad_words
+from .drawing import draws_of
 from .grammar import Grammar
 from .logprobs import TokenLogprobs
 from .params import SamplingParams
@@ -23,6 +24,7 @@ __all__ = [
     "StructuredOutput",
     "TokenLogprobs",
     "child_seed",
+    "draws_of",
     "encode_bad_words",
     "uniform",
 ]

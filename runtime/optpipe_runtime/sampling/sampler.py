@@ -22,6 +22,7 @@ from optpipe.errors import EngineError, OptpipeError
 
 from .bad_words import TokenWords
 from .choice import choose, likeliest
+from .drawing import refusal
 from .grammar import Grammar
 from .logprobs import TokenLogprobs, token_logprobs
 from .mask import Scratch
@@ -112,10 +113,11 @@ class Sampler:
         )
 
     def sample_greedy(self, token_ids: NDArray[np.int64], groups: Sequence[Group]) -> list[Sampled]:
-        """Take the most likely tokens as the executor found them.
+        """Take the tokens as the executor found them: the most likely, or those that it drew.
 
         Args:
-            token_ids: [R], R = the groups' rows; none of the states needs logits.
+            token_ids: [R], R = the groups' rows; none of the states needs logits. NOT_NUMBERS or NONE_LEFT in
+                the place of a token is the error of its group.
         """
         ids = token_ids.tolist()
         found = []
@@ -206,6 +208,9 @@ class Sampler:
 
 def _take(group: Group, ids: list[int]) -> Sampled:
     state = group.state
+    if ids[0] < 0:
+        state.finish = "error"
+        return Sampled((), None, state.finish, None, refusal(ids[0]))
     if not group.drafts:
         state.advance(ids[0])
         return Sampled((ids[0],), None, state.finish, state.stop_token)

@@ -69,6 +69,11 @@ class RowState:
         """Whether the most likely token alone does not decide the next one."""
         return not self._plain or self.outputs < self.params.min_tokens
 
+    def drawable(self, ahead: bool = False) -> bool:
+        """Whether parameters and random numbers alone decide the next token; ``ahead``: the one after."""
+        free = not self._edited and self.params.logprobs is None
+        return free and self.outputs + ahead >= self.params.min_tokens
+
     def advance(self, token: int) -> None:
         """Take an output token into account."""
         if self._penalties is not None:

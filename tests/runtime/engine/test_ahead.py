@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import threading
 
+import numpy as np
 import pytest
 
+from optpipe.errors import KernelError
 from optpipe_runtime.sampling import SamplingParams
 
 from ..tape import ScriptExecutor, TapeExecutor
@@ -194,4 +196,77 @@ def test_choices_of_one_request_join_while_steps_are_ahead(make_engine):
     output = engine.submit([1, 2, 3, 4, 5], SamplingParams(temperature=0, max_tokens=15, n=3)).result()
     assert [list(it.token_ids) for it in output.completions] == [executor.continued([1, 2, 3, 4, 5], 15)] * 3
     assert executor.early > 0
+    idle(engine)
+
+
+SAMPLED = (
+    SamplingParams(temperature=0.8, seed=1, max_tokens=14),
+    SamplingParams(temperature=1.3, top_k=5, seed=2, max_tokens=9),
+    SamplingParams(temperature=0.9, top_p=0.7, min_p=0.05, seed=-3, max_tokens=20),
+    SamplingParams(temperature=0, max_tokens=12),
+)
+
+
+@pytest.mark.parametrize("blocks", [48, 512], ids=["preempted", "roomy"])
+def test_tokens_that_the_executor_draws_are_the_samplers(make_engine, blocks):
+    asked = prompts(16, seed=8)
+    params = [SAMPLED[i % 4] for i in range(16)]
+    texts, executors = [], (TapeExecutor(), tape(draws_tokens=True))
+    for executor in executors:
+        engine = make_engine(executor, num_blocks=blocks, max_num_seqs=8, max_num_batched_tokens=32)
+        handles = [engine.submit(it, one) for it, one in zip(asked, params, strict=True)]
+        texts.append([it.result().completions[0].token_ids for it in handles])
+        idle(engine)
+    assert texts[0] == texts[1]
+    assert executors[1].early > 10
+    assert executors[1].drawn > 20
+
+
+def test_a_drawn_sequence_is_ahead_as_a_greedy_one_is(make_engine):
+    executor = tape(draws_tokens=True)
+    params = SamplingParams(temperature=0.8, seed=1, max_tokens=20)
+    (output,) = make_engine(executor).generate([[1, 2, 3]], params)
+    (plain,) = make_engine(TapeExecutor()).generate([[1, 2, 3]], params)
+    assert output.completions[0].token_ids == plain.completions[0].token_ids
+    assert (executor.early, executor.drawn, len(executor.steps)) == (19, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "more", [{"logprobs": 2}, {"frequency_penalty": 0.5}, {"logit_bias": {3: 1.0}}], ids=str
+)
+def test_what_needs_the_logits_is_sampled_on_the_host(make_engine, more):
+    params = SamplingParams(temperature=0.8, seed=1, max_tokens=12, **more)
+    texts, executors = [], (TapeExecutor(), tape(draws_tokens=True))
+    for executor in executors:
+        asked = [[1, 2, 3], [4, 5]]
+        handles = [make_engine(executor).submit(it, params) for it in asked]
+        texts.append([it.result().completions[0].token_ids for it in handles])
+    assert texts[0] == texts[1]
+    assert executors[1].drawn == 0
+
+
+def test_the_end_may_be_banned_for_a_while_and_drawn_afterwards(make_engine):
+    params = SamplingParams(temperature=0.8, seed=1, max_tokens=12, min_tokens=4)
+    executor = tape(draws_tokens=True)
+    (output,) = make_engine(executor).generate([[1, 2, 3]], params)
+    (plain,) = make_engine(TapeExecutor()).generate([[1, 2, 3]], params)
+    assert output.completions[0].token_ids == plain.completions[0].token_ids
+    assert executor.drawn == 12 - 4
+
+
+def test_rows_that_are_not_numbers_fail_their_own_request(make_engine):
+    class Broken(TapeExecutor):
+        def row(self, tokens):
+            values = super().row(tokens)
+            return values * np.float32(np.nan) if tokens[0] == 9 and len(tokens) > 6 else values
+
+    executor = Broken(feeds_tokens=True, draws_tokens=True)
+    engine = make_engine(executor)
+    params = SamplingParams(temperature=0.8, seed=1, max_tokens=12)
+    good, bad = engine.submit([1, 2, 3], params), engine.submit([9, 2, 3], params)
+    assert len(good.result().completions[0].token_ids) == 12
+    failed = bad.result().completions[0]
+    assert failed.finish_reason == "error"
+    assert isinstance(failed.error, KernelError)
+    assert len(failed.token_ids) == 4  # those before the rows broke
     idle(engine)
