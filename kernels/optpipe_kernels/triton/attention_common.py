@@ -23,11 +23,15 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def packed_rows(
-    first_token, tokens, head_block,
+    first_token, tokens, head_block, sure,
     BLOCK_M: tl.constexpr, PACK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """A program's rows: token of the sequence, head of the group, and whether the row is one."""
-    row = tl.arange(0, BLOCK_M)
+    """A program's rows: token of the sequence, head of the group, and whether the row is one.
+
+    ``sure`` is a number that is never negative, which the compiler cannot know: where two calls name two of
+    them, the second computes its rows anew, and none are kept in registers while keys are walked.
+    """
+    row = tl.arange(0, BLOCK_M) + tl.where(sure < 0, 1, 0)
     token = first_token + row // PACK
     head = head_block * PACK + row % PACK
     return token, head, (row < BLOCK_M // PACK * PACK) & (token < tokens) & (head < GROUP)
@@ -82,13 +86,12 @@ def score(
     else:
         x = qk * (scale * LOG2E)
     if ALIBI:
-        x += (slope * LOG2E)[:, None] * (key_at[None, :] - query_at[:, None]).to(tl.float32)
+        apart = key_at.to(tl.float32)[None, :] - query_at.to(tl.float32)[:, None]  # exact below 2^24
+        x += (slope * LOG2E)[:, None] * apart
     if MASKED:
         seen = (key_at[None, :] <= query_at[:, None]) & (key_at < context)[None, :]
-        if WINDOW is not None:
-            seen = seen & (key_at[None, :] > query_at[:, None] - WINDOW)
-        if CHUNK is not None:
-            seen = seen & (key_at[None, :] // CHUNK == query_at[:, None] // CHUNK)
+        if WINDOW is not None or CHUNK is not None:
+            seen = seen & (key_at[None, :] >= first_key(query_at, WINDOW, CHUNK)[:, None])
         x = tl.where(seen, x, float("-inf"))
     return x
 

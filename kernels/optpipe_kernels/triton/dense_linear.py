@@ -150,7 +150,7 @@ def launches(
 def shipped(key: str) -> Iterator[Launch]:
     """A Llama's layers for one row, a batch and a prompt, and its head's logits."""
     meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
-    for rows in (1, 32, 64, 256):
+    for rows in (1, 32, 64, 128, 256):
         for height, columns in ((6144, 4096), (28672, 4096)):
             x, weight = torch.empty(rows, columns, **meta), torch.empty(height, columns, **meta)
             yield launches(x, weight, torch.empty(rows, height, **meta), key=key)[0]

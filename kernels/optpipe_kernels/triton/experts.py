@@ -220,33 +220,34 @@ def quant_moe(
 
 def shipped(key: str) -> Iterator[Launch]:
     """Mixtral's experts dense, and Qwen3-30B-A3B's and gpt-oss's in 4 bits: a decode step and a prompt."""
-    meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
     swiglu = Gating("silu")
     clamped = Gating("silu", limit=7.0, alpha=1.702, up_offset=1.0)
-    for tokens, shape in ((16, (8, 2, 4096, 14336)), (4096, (8, 2, 4096, 14336))):
-        count, slots, width, inner = shape
-        x, experts = (
-            torch.empty(tokens, width, **meta),
-            torch.empty(tokens, slots, device="meta", dtype=torch.int64),
-        )
-        first = Dense(torch.empty(count, 2 * inner, width, **meta))
-        second = Dense(torch.empty(count, width, inner, **meta))
-        weights = torch.empty(tokens, slots, **meta)
-        found = launches(x, experts, weights, first, second, swiglu, torch.empty_like(x), key=key)
+    for tokens in (16, 96, 4096):  # 4, 24 and 1024 rows an expert
+        found = _meta_step(tokens, (8, 2, 4096, 14336), 0, False, swiglu, key)
         yield from found if tokens == 16 else found[:-1]  # tokens are combined alike
     for tokens, shape, group, biased in (
-        (16, (128, 8, 2048, 768), 128, False), (4096, (32, 4, 2880, 2880), 32, True),
+        (16, (128, 8, 2048, 768), 128, False), (400, (128, 8, 2048, 768), 128, False),
+        (4096, (128, 8, 2048, 768), 128, False), (4096, (32, 4, 2880, 2880), 32, True),
     ):  # fmt: skip
-        count, slots, width, inner = shape
-        x, experts = (
-            torch.empty(tokens, width, **meta),
-            torch.empty(tokens, slots, device="meta", dtype=torch.int64),
-        )
-        weights = torch.empty(tokens, slots, **meta)
-        gate_up, down = (_meta_pack(count, *it, group, biased) for it in ((2 * inner, width), (width, inner)))
-        gating = clamped if biased else swiglu
-        found = launches(x, experts, weights, gate_up, down, gating, torch.empty_like(x), key=key)
+        found = _meta_step(tokens, shape, group, biased, clamped if biased else swiglu, key)
         yield from (it for it in found if it.kernel is grouped.quant_kernel)
+
+
+def _meta_step(
+    tokens: int, shape: tuple[int, int, int, int], group: int, biased: bool, gating: Gating, key: str
+) -> tuple[Launch, ...]:
+    """A step of a model of E experts, S slots, K and I; its matrices are dense where there is no group."""
+    count, slots, width, inner = shape
+    meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
+    sizes = (2 * inner, width), (width, inner)
+    matrices: list[Projection] = [
+        _meta_pack(count, *it, group, biased) if group else Dense(torch.empty(count, *it, **meta))
+        for it in sizes
+    ]
+    x = torch.empty(tokens, width, **meta)
+    experts = torch.empty(tokens, slots, device="meta", dtype=torch.int64)
+    weights = torch.empty(tokens, slots, **meta)
+    return launches(x, experts, weights, *matrices, gating, torch.empty_like(x), key=key)
 
 
 def _meta_pack(count: int, rows: int, columns: int, group: int, biased: bool) -> Packed:

@@ -64,3 +64,8 @@ def shipped(key: str) -> Iterator[Launch]:
     for size, cap in ((256000, 30.0), (128256, None)):
         x = torch.empty(64, size, device="meta", dtype=torch.bfloat16)
         yield from launches(x, torch.empty(64, size, device="meta"), factor=0.5, cap=cap)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load."""
+    return ("ld.global.v4.b32",)

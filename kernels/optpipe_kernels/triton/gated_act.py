@@ -69,3 +69,8 @@ def shipped(key: str) -> Iterator[Launch]:
         both = torch.empty(64, 2 * width, device="meta", dtype=torch.bfloat16)
         out = torch.empty(64, width, device="meta", dtype=torch.bfloat16)
         yield from launches(both[:, :width], both[:, width:], out, kind=kind)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load."""
+    return ("ld.global.v4.b32",)

@@ -75,3 +75,8 @@ def shipped(key: str) -> Iterator[Launch]:
     table = torch.empty(128256, 4096, device="meta", dtype=torch.bfloat16)
     ids = torch.empty(64, device="meta", dtype=torch.int64)
     yield from launches(table, ids, torch.empty(64, 4096, device="meta", dtype=torch.bfloat16))
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load."""
+    return ("ld.global.v4.b32",)

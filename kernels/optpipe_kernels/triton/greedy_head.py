@@ -209,7 +209,7 @@ def _quant(
 
 def shipped(key: str) -> Iterator[Launch]:
     """A Llama's head, dense, in 4 and in 8 bits, for a few rows and for many."""
-    for rows in (1, 64, 256):
+    for rows in (1, 32, 64, 256):
         x = torch.empty(rows, 4096, device="meta", dtype=torch.bfloat16)
         tokens = torch.empty(rows, device="meta", dtype=torch.int64)
         head = torch.empty(128256, 4096, device="meta", dtype=torch.bfloat16)

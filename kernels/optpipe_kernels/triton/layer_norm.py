@@ -169,3 +169,8 @@ def shipped(key: str) -> Iterator[Launch]:
     heads = torch.empty(64, 64, 128, **meta)
     into = results(heads, add=False, quantize="none", write=True)
     yield from launches(heads, None, torch.empty(64, 128, **meta), None, into, eps=1e-5)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load."""
+    return ("ld.global.v4.b32",)

@@ -194,3 +194,8 @@ def shipped(key: str) -> Iterator[Launch]:
     rules = edits([RowEdits(counts={1: 1})] * 64, meta)
     for bits in (torch.empty(64, 4008, device=meta, dtype=torch.int32), None):
         yield from launches(logits, rules, bits, out)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load of logits."""
+    return ("ld.global.v4.b32",) if launch.kernel is mask_kernel else ()

@@ -127,3 +127,8 @@ def shipped(key: str) -> Iterator[Launch]:
     yield from launches(
         logits, tokens, chosen, likeliest, torch.empty(64, 20, device="meta", dtype=torch.int64)
     )
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load of logits."""
+    return ("ld.global.v4.b32",) if launch.kernel is logprobs_kernel else ()

@@ -229,6 +229,14 @@ SHIPPED: Final[tuple[tuple[int, int, int, dict[str, Any], torch.dtype, bool], ..
     (9, 3, 64, {}, torch.float16, True),  # SmolLM2 135M
     (8, 4, 256, {"window": 4096, "softcap": 50.0}, torch.bfloat16, True),  # Gemma 2
     (64, 8, 64, {"window": 128, "sinks": True}, torch.bfloat16, True),  # gpt-oss 20B
+    (8, 4, 256, {"window": 4096, "softcap": 50.0}, torch.bfloat16, False),
+    (4, 1, 256, {"window": 512}, torch.int8, True),  # Gemma 3 270M
+    (32, 8, 128, {}, torch.float8_e4m3fn, False),
+    (4, 1, 256, {"window": 512}, torch.int8, False),
+    (28, 4, 128, {}, torch.bfloat16, True),  # Qwen 2.5 7B
+    (40, 8, 128, {"chunk": 8192}, torch.bfloat16, True),  # Llama 4 Scout
+    (32, 32, 128, {"alibi": True}, torch.float16, True),  # BLOOM 7B
+    (32, 32, 96, {"window": 2047}, torch.bfloat16, True),  # Phi-3 mini
 )
 
 
@@ -252,16 +260,17 @@ def expects(launch: Launch, key: str) -> tuple[str, ...]:
 
 
 def _meta_operands(
-    heads: int, kv_heads: int, width: int, dtype: torch.dtype, *, sinks: bool = False, **options: Any
-) -> Operands:
+    heads: int, kv_heads: int, width: int, dtype: torch.dtype, *,
+    sinks: bool = False, alibi: bool = False, **options: Any,
+) -> Operands:  # fmt: skip
     """Operands of one layer on ``meta``: 8 sequences, pages of 16 tokens, q within a fused projection."""
     wide = torch.float16 if dtype == torch.float16 else torch.bfloat16
     fused = torch.empty(64, heads + 2 * kv_heads, width, dtype=wide, device="meta")
     cache = torch.empty(1024, 16, kv_heads, width, dtype=dtype, device="meta")
     tables = torch.empty(8, 256, dtype=torch.int32, device="meta")
     scales = torch.empty(cache.shape[:3], device="meta") if dtype in KINDS else None
-    sink = torch.empty(heads, dtype=wide, device="meta") if sinks else None
+    sink, slope = (torch.empty(heads, dtype=wide, device="meta") if it else None for it in (sinks, alibi))
     return Operands(
-        fused[:, :heads], cache, cache, tables[:, 0], tables[:, 0], tables, sink,
+        fused[:, :heads], cache, cache, tables[:, 0], tables[:, 0], tables, sink, slope,
         k_scales=scales, v_scales=scales, scale=width**-0.5, **options,
     )  # fmt: skip

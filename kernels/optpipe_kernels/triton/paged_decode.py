@@ -61,7 +61,7 @@ def paged_decode_kernel(
         item0 = tl.load(item_start_ptr + b)
         items = tl.load(item_start_ptr + b + 1) - item0
 
-        token, group_head, valid = packed_rows(0, tokens, head_block, BLOCK_M, PACK, GROUP)
+        token, group_head, valid = packed_rows(0, tokens, head_block, tokens, BLOCK_M, PACK, GROUP)
         head = kv_head * GROUP + group_head
         q_at = q_ptr + (row0 + token).to(tl.int64)[:, None] * q_row_stride + head[:, None] * q_head_stride
         q = tl.load(q_at + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0)
@@ -85,6 +85,8 @@ def paged_decode_kernel(
             PAGE, BLOCK_N, D, WIDTH, BLOCK_D, BLOCK_DV, KIND, NATIVE, WINDOW, CHUNK, SOFTCAP, ALIBI, True,
         )  # fmt: skip
 
+        token, group_head, valid = packed_rows(0, tokens, head_block, context, BLOCK_M, PACK, GROUP)
+        head = kv_head * GROUP + group_head
         dv = column0 + column
         wide = valid[:, None] & (dv < DV)[None, :]
         if items == 1:

@@ -71,9 +71,8 @@ def paged_prefill_kernel(
 
     d = tl.arange(0, BLOCK_D)
     dv = tl.program_id(2) * BLOCK_DV + tl.arange(0, BLOCK_DV)
-    token, group_head, valid = packed_rows(
-        first_token, tokens, tl.program_id(0) % HEAD_BLOCKS, BLOCK_M, PACK, GROUP
-    )
+    head_block = tl.program_id(0) % HEAD_BLOCKS
+    token, group_head, valid = packed_rows(first_token, tokens, head_block, tokens, BLOCK_M, PACK, GROUP)
     head = kv_head * GROUP + group_head
     q_at = q_ptr + (row0 + token).to(tl.int64)[:, None] * q_row_stride + head[:, None] * q_head_stride
     q = tl.load(q_at + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0)
@@ -117,6 +116,8 @@ def paged_prefill_kernel(
             PAGE, BLOCK_N, D, WIDTH, BLOCK_D, BLOCK_DV, KIND, NATIVE, WINDOW, CHUNK, SOFTCAP, ALIBI,
         )  # fmt: skip
 
+    token, group_head, valid = packed_rows(first_token, tokens, head_block, context, BLOCK_M, PACK, GROUP)
+    head = kv_head * GROUP + group_head
     sink = tl.zeros([BLOCK_M], tl.float32)
     if SINKS:
         sink = tl.load(sinks_ptr + head, mask=valid, other=0.0).to(tl.float32)

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from .launch import Launch
 
-WORDS = 128  # words of a row a program: 1024 inputs of 4 bits
+INPUTS = 1024  # of a row a program: 8 a thread
 
 
 @triton.jit
@@ -66,9 +66,10 @@ def launches(
     count, words = packed.shape
     groups = scale.shape[1]
     args = (ids, packed, scale, minimum, out, count, words, groups, words * 32 // bits // groups, factor)
-    grid = (ids.shape[0], triton.cdiv(words, WORDS), 1)
+    at_once = INPUTS * bits // 32
+    grid = (ids.shape[0], triton.cdiv(words, at_once), 1)
     title = f"quant_embedding w{bits}" + ("" if minimum is None else " with a minimum")
-    constants = {"BITS": bits, "WORDS": WORDS}
+    constants = {"BITS": bits, "WORDS": at_once}
     return (Launch(quant_embedding_kernel, grid, args, constants, num_stages=1, name=title),)
 
 
@@ -106,3 +107,8 @@ def shipped(key: str) -> Iterator[Launch]:
         scale = torch.empty(128256, groups, device="meta", dtype=torch.float16)
         out = torch.empty(64, 4096, device="meta", dtype=torch.bfloat16)
         yield from launches(ids, packed, scale, scale if low else None, out, bits=bits)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """Words of 4 bits become 16 bytes each."""
+    return ("st.global.v4.b32",) if launch.constants["BITS"] == 4 else ()

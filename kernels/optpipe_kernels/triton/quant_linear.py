@@ -246,21 +246,31 @@ def meta_weight(
 
 
 def shipped(key: str) -> Iterator[Launch]:
-    """Layers of a Llama of 8 billion parameters: the default 4-bit grid, and others where code differs."""
+    """Layers of a Llama 3.1 8B: the default 4-bit grid and 8 bits for any number of rows, and others."""
+    every = (1, 32, 64, 128, 4096)
     layers = (
-        (4096, 4096, 4, 32, True, "", (1, 64, 4096)),
-        (28672, 4096, 4, 32, True, "silu", (16, 4096)),
-        (6144, 4096, 4, 128, False, "", (16,)),
-        (4096, 14336, 8, -1, False, "", (16, 4096)),
-        (28672, 4096, 8, 32, True, "silu", (4096,)),
+        (4096, 4096, 4, 32, True, "", every),
+        (4096, 14336, 8, -1, False, "", every),
+        (6144, 4096, 4, 128, False, "", (16, 4096)),
+        (6144, 4096, 4, 64, True, "", (64,)),
+        (28672, 4096, 4, 32, True, "silu", every),
+        (28672, 4096, 8, -1, False, "silu", every),
+        (28672, 4096, 4, 128, False, "silu", (16, 4096)),
+        (28672, 4096, 8, 32, True, "silu", (64, 4096)),
     )
     for rows, columns, bits, group, minimum, kind, counts in layers:
         weight = meta_weight(rows, columns, bits, group, minimum)
         for count in counts:
             yield from _shipped(key, weight, kind, count)
-    weight = meta_weight(4096, 4096, 4, 32, True)
-    yield from _shipped(key, weight, "", 1, batch_invariant=False)
-    yield from quant_dequantize.launches(weight, torch.empty(4096, 4096, dtype=weight.dtype, device="meta"))
+    half = meta_weight(4096, 4096, 4, 32, True, torch.float16)
+    yield from _shipped(key, half, "", 4096)
+    for weight, kind in (
+        (meta_weight(4096, 4096, 4, 32, True), ""), (meta_weight(28672, 4096, 8, -1, False), "silu"),
+    ):  # fmt: skip
+        yield from _shipped(key, weight, kind, 1, batch_invariant=False)
+        yield from _shipped(key, weight, kind, 512, batch_invariant=False)
+        out = torch.empty(weight.rows, weight.columns, dtype=weight.dtype, device="meta")
+        yield from quant_dequantize.launches(weight, out)
 
 
 def _shipped(

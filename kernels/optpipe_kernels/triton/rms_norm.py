@@ -231,3 +231,8 @@ def shipped(key: str) -> Iterator[Launch]:
         fused = torch.empty(64, (heads + 16) * head, **meta)[:, : heads * head].view(64, heads, head)
         into = results(fused, add=False, quantize="none", write=True)
         yield from launches(fused, None, torch.empty(head, **meta), into, eps=1e-6, unit_offset=head == 256)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load."""
+    return ("ld.global.v4.b32",)

@@ -121,3 +121,9 @@ def shipped(key: str) -> Iterator[Launch]:
         angles = torch.empty(64, rotary, device="meta")
         out = torch.empty(64, heads, width, device="meta", dtype=torch.bfloat16)
         yield from launches(x, angles, angles, out, interleaved=interleaved)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load where there are heads enough and halves begin at them."""
+    held = launch.constants["HEADS"] * launch.constants["PAIRS"]
+    return ("ld.global.v4.b32",) if held >= TILE // 2 and launch.constants["PAIRS"] >= 64 else ()

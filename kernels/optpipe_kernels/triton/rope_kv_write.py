@@ -27,7 +27,7 @@ from .launch import Launch
 from .rope import rotate_pair
 from .rows import e4m3_bits, round_even
 
-TILE: Final = 1024  # channels a program: 8 a thread of 4 warps, which are 16 bytes of a 16-bit type
+TILE: Final = 2048  # channels a program: 8 of each half a thread of 4 warps, 16 bytes of a 16-bit type
 LARGEST: Final = {0: 1.0, 1: 127.0, 2: 448.0}  # by the cache's kind
 
 
@@ -260,7 +260,8 @@ def launch(
     tokens, kv_heads, width = k.shape
     heads = 0 if q is None else q.shape[1]
     rotary = 0 if cos is None else cos.shape[-1]
-    at_once = max(1, TILE // triton.next_power_of_2(width))
+    most = triton.next_power_of_2(max(heads, kv_heads))
+    at_once = max(1, min(most, TILE // triton.next_power_of_2(width)))
     constants = {
         "Q_HEADS": heads, "KV_HEADS": kv_heads, "HEADS": at_once, "PAGE": cache.keys.shape[1],
         "D": width, "DV": v.shape[2], "BLOCK_DV": triton.next_power_of_2(v.shape[2]),
@@ -308,3 +309,8 @@ def shipped(key: str) -> Iterator[Launch]:
         angles = torch.empty(64, rotary, device="meta") if rotary else None
         out = torch.empty(64, heads, width, dtype=wide, device="meta") if heads else None
         yield launch(q if heads else None, k, v, angles, angles, out, cache, interleaved=interleaved)
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load."""
+    return ("ld.global.v4.b32",)

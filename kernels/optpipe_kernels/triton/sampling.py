@@ -314,3 +314,8 @@ def shipped(key: str) -> Iterator[Launch]:
         select, few, many = launches(logits, chosen, torch.empty(64, device="meta", dtype=torch.int64))
         title = f"{many.title} of {logits.element_size()} bytes"
         yield from (select, few, many) if dtype is torch.float32 else (select, replace(many, name=title))
+
+
+def expects(launch: Launch, key: str) -> tuple[str, ...]:
+    """16 bytes a load of logits."""
+    return () if launch.kernel is draw_few_kernel else ("ld.global.v4.b32",)

@@ -72,3 +72,56 @@ def test_every_table_has_rows_of_the_form_that_is_read(capability):
     for path in found:
         for row in json.loads(path.read_text()):
             assert set(row) == {"when", "constants", "num_warps", "num_stages"}, path
+
+
+# Every row of every table: its blocks in the table's order, and warps. Small tiles would hide spills, so they
+# change here and in benchmarks/results/kernels.md together. What a GPU was tuned to is in folders below.
+PINNED = """
+sm_100 dense_linear 64x16x64/4 64x32x64/4 64x64x64/4 64x128x64/4 128x128x64/8
+sm_100 experts 64x16x128/4 64x32x128/4 128x64x64/8
+sm_100 experts_gated 64x16x128/4 64x32x128/4 128x64x64/8
+sm_100 greedy_head 128x16x64/4 128x32x64/4 128x64x64/4 128x128x64/8 64x16/4 128x32/8 64x64/4
+sm_100 paged_decode 128x32/8 128x32/8 16x32/4 16x64/4
+sm_100 paged_prefill 128x32/8 128x32/8 128x32/8 128x64/8 128x128/8
+sm_100 quant_experts 64x16/8 64x32/8 64x64/4
+sm_100 quant_experts_gated 64x16/8 64x32/8 64x64/4
+sm_100 quant_gate_up 64/4 64x32/4 64x32/4 64x64/4 64x64/4 128x64/8
+sm_100 quant_linear 64/4 64x16/4 64x32/4 64x64/4 64x64/4 128x128/8
+sm_100 row_wise 64x16x128/4 64x64x128/4 128x128x128/8
+sm_80 dense_linear 64x16x64/4 64x32x64/4 64x64x64/4 64x128x64/4 128x128x64/8
+sm_80 experts 64x16x128/4 64x32x128/4 128x64x64/8
+sm_80 experts_gated 64x16x128/4 64x32x128/4 64x64x64/4
+sm_80 greedy_head 128x16x64/4 128x32x64/4 128x64x64/4 128x64x64/4 64x16/4 64x32/4 64x64/8
+sm_80 paged_decode 64x32/4 16x32/4 16x64/4
+sm_80 paged_prefill 128x32/8 128x32/8 64x32/4 64x32/4 64x32/4 128x32/8 128x64/8
+sm_80 quant_experts 64x16/4 64x32/4 64x32/4
+sm_80 quant_experts_gated 64x16/4 64x32/4 64x32/4
+sm_80 quant_gate_up 64/4 64x16/4 64x32/4 64x64/4 64x64/4 128x64/8
+sm_80 quant_linear 64/4 64x16/4 64x32/4 64x64/4 64x32/4 128x64/8
+sm_80 row_wise 64x16x128/4 64x64x128/4 128x128x128/8
+sm_90 dense_linear 64x16x64/4 64x32x64/4 64x64x64/4 64x128x64/4 128x128x64/8
+sm_90 experts 64x16x128/4 64x32x128/4 128x64x64/8
+sm_90 experts_gated 64x16x128/4 64x32x128/4 128x64x64/8
+sm_90 greedy_head 128x16x64/4 128x32x64/4 128x64x64/4 128x128x64/8 64x16/4 64x32/4 64x64/4
+sm_90 paged_decode 64x32/4 64x32/4 64x64/4 16x32/4 16x64/4
+sm_90 paged_prefill 128x32/8 128x32/8 128x64/8 128x64/8 128x64/8 128x128/8
+sm_90 quant_experts 64x16/4 64x32/4 64x64/4
+sm_90 quant_experts_gated 64x16/4 64x32/4 64x64/4
+sm_90 quant_gate_up 64/4 64x16/4 64x32/4 64x64/4 64x64/4 128x64/8
+sm_90 quant_linear 64/4 64x16/4 64x32/4 64x64/4 64x64/4 128x128/8
+sm_90 row_wise 64x16x128/4 64x64x128/4 128x128x128/8
+"""
+
+
+def sizes(row):
+    """Blocks and warps of a row, as they are pinned."""
+    blocks = "x".join(str(size) for name, size in row["constants"].items() if name.startswith("BLOCK_"))
+    return f"{blocks}/{row['num_warps']}"
+
+
+def test_the_tiles_that_ship_are_these():
+    found = [
+        " ".join((path.parent.name, path.stem, *map(sizes, json.loads(path.read_text()))))
+        for path in sorted(tiles.TABLES.glob("sm_*/*.json"))
+    ]
+    assert found == PINNED.strip().splitlines()
