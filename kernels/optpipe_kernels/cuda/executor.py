@@ -1,8 +1,8 @@
 """The ``cuda`` target's executor: steps on a GPU, decode steps replayed from graphs, one ahead if wanted.
 
-submit:  stage → [a graph's replay | calls] → tokens stay on the device ─┐
-                                              tokens → pinned memory     │ the next step may take them
-result:  wait for the transfer                                           ┘
+submit:  stage → [a graph's replay | calls] → tokens stay on the device, the most likely or drawn ─┐
+                                              tokens → pinned memory   the next step may take them │
+result:  wait for the transfer                                                                     ┘
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from optpipe.errors import CapacityError
-from optpipe.targets.protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
+from optpipe.targets.protocol import CacheSpec, Draws, Ints, MemoryNeeds, StepInputs, StepResult
 from optpipe.targets.steps import INPUTS, check_step, check_tokens, one_sequence
 
-from . import cache
+from . import cache, drawing
 from .attention import Counts, Lists, layer_of
 from .buckets import Shape, bucket_of, nothing, padded, shape_of
 from .calls import Calls, Facts
@@ -37,7 +37,7 @@ class Given(NamedTuple):
     """What a step of the model gave, on the device.
 
     Attributes:
-        ids: [R] int64, each row's most likely token.
+        ids: [R] int64, each row's most likely token, or the one that was drawn.
         logits: [R, V] float32, where they were wanted.
     """
 
@@ -134,6 +134,11 @@ class CudaExecutor:
         return self.lowered.vocab_size
 
     @property
+    def draws_tokens(self) -> bool:
+        """Whether tokens can be drawn on the device."""
+        return self.operations.draws
+
+    @property
     def kv_dtypes(self) -> tuple[str, ...]:
         """See ``Executor.kv_dtypes``."""
         return self.operations.kv_dtypes
@@ -170,16 +175,20 @@ class CudaExecutor:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     @torch.inference_mode()
-    def submit(self, step: StepInputs, *, logits: bool = True) -> Pending:
+    def submit(self, step: StepInputs, *, logits: bool = True, draws: Draws | None = None) -> Pending:
         """See ``Executor.submit``. Returns while the step runs."""
         if not self._blocks:
             raise CapacityError("The executor has no cache yet; allocate one first.")
         spec = self.cache_spec
         check_step(step, self._blocks, spec.block_size, self.vocab_size, fed=self._fed)
         rows = len(step.logit_rows)
+        drawing.check(draws, rows, able=self.draws_tokens)
         bucket = None if self._graphs is None else bucket_of(step)
         with self._here():
-            given = self._as_it_is(step, logits) if bucket is None else self._replayed(step, bucket, logits)
+            if bucket is None:
+                given = self._as_it_is(step, logits, draws)
+            else:
+                given = self._replayed(step, bucket, logits, draws)
             self._fed = min(rows, FED_ROWS)
             return Pending(given, rows)
 
@@ -212,14 +221,15 @@ class CudaExecutor:
             )
         return wanted
 
-    def _as_it_is(self, step: StepInputs, logits: bool) -> Given:
+    def _as_it_is(self, step: StepInputs, logits: bool, draws: Draws | None) -> Given:
         feeds = int(step.token_ids.min()) < 0
-        return self._step(self._staged(step, self._kv_dtype), logits, feeds=feeds)
+        return self._step(self._staged(step, self._kv_dtype, draws), logits, feeds=feeds)
 
-    def _staged(self, step: StepInputs, kv_dtype: str) -> Staged:
+    def _staged(self, step: StepInputs, kv_dtype: str, draws: Draws | None = None) -> Staged:
         """A step that runs as it is, on the device."""
         lists = self._lists(kv_dtype)
         arrays, counts = self._with_lists(step, None, lists)
+        arrays |= drawing.arrays(draws, len(step.logit_rows))
         return _on_device(self._staging.stage(arrays), shape_of(step), counts, lists)
 
     def _with_lists(
@@ -241,43 +251,54 @@ class CudaExecutor:
             self._made_lists[kv_dtype] = self.operations.lists(layers, wide, self.device)
         return self._made_lists[kv_dtype]
 
-    def _replayed(self, step: StepInputs, bucket: Shape, logits: bool) -> Given:
+    def _replayed(self, step: StepInputs, bucket: Shape, logits: bool, draws: Draws | None) -> Given:
         """A decode step from its graph, which is captured first where there is none."""
         assert self._graphs is not None, "steps are captured where there is a recorder"
         grown = self._captured.grown
-        self._captured.stage(self._padded(step, bucket)[0])
+        self._captured.stage(self._padded(step, bucket, draws)[0])
         if self._captured.grown != grown:  # the graphs read memory that is gone
             self._graphs.clear()
-        key = (bucket, logits)
+        key = (bucket, logits, draws is not None)
         if key not in self._graphs:
-            self._capture(bucket, logits)
-            self._captured.stage(self._padded(step, bucket)[0])
+            self._capture(key)
+            self._captured.stage(self._padded(step, bucket, draws)[0])
         return self._graphs.replay(key)
 
-    def _capture(self, bucket: Shape, logits: bool) -> None:
+    def _capture(self, key: tuple[Shape, bool, bool]) -> None:
         """Capture a bucket's graph, on padding alone: what the step before gave stays as it is."""
         assert self._graphs is not None, "steps are captured where there is a recorder"
-        arrays, counts = self._padded(nothing(bucket), bucket)
+        bucket, logits, drawn = key
+        arrays, counts = self._padded(nothing(bucket), bucket, drawing.NOTHING if drawn else None)
         staged = _on_device(self._captured.stage(arrays), bucket, counts, self._lists(self._kv_dtype))
         kept = self._sampled.clone()
-        self._graphs.record((bucket, logits), lambda: self._step(staged, logits, feeds=True))
+        self._graphs.record(key, lambda: self._step(staged, logits, feeds=True))
         self._sampled.copy_(kept)
 
-    def _padded(self, step: StepInputs, bucket: Shape) -> tuple[dict[str, Any], tuple[Counts, ...]]:
+    def _padded(
+        self, step: StepInputs, bucket: Shape, draws: Draws | None
+    ) -> tuple[dict[str, Any], tuple[Counts, ...]]:
         """A step's arrays in the shapes of its graph."""
-        return self._with_lists(padded(step, bucket), bucket, self._lists(self._kv_dtype))
+        arrays, counts = self._with_lists(padded(step, bucket), bucket, self._lists(self._kv_dtype))
+        return arrays | drawing.arrays(draws, bucket.rows), counts
 
     def _step(self, staged: Staged, logits: bool, *, feeds: bool) -> Given:
         """One step: its tokens go to ``_sampled``."""
         inputs = staged.inputs
         if feeds:
             inputs = {**inputs, "input_ids": fed_tokens(inputs["input_ids"], self._sampled)}
-        found = self._model(staged._replace(inputs=inputs), self._cache, self._blocks, greedy=not logits)
-        rows = self.operations.logits(found) if logits else None
-        ids = found if found.dim() == 1 else self.operations.greedy(found)
+        drawn = drawing.FLOATS in inputs
+        greedy = not logits and not drawn
+        found = self._model(staged._replace(inputs=inputs), self._cache, self._blocks, greedy=greedy)
+        rows = None if greedy else self.operations.logits(found)
+        if drawn and rows is not None:
+            ids = self.operations.drawn(rows, inputs[drawing.FLOATS], inputs[drawing.INTEGERS])
+        else:
+            ids = found if found.dim() == 1 else self.operations.greedy(found)
         kept = min(staged.shape.rows, FED_ROWS)
-        self._sampled[:kept].copy_(ids[:kept])
-        return Given(ids, rows)
+        torch.clamp_min(
+            ids[:kept], 0, out=self._sampled[:kept]
+        )  # a row without a token feeds one all the same
+        return Given(ids, rows if logits else None)
 
     def _model(
         self, staged: Staged, kept: Mapping[str, cache.Stored], blocks: int, *, greedy: bool = False

@@ -309,6 +309,17 @@ class Operations:
         return rows.argmax(-1)
 
     @property
+    def draws(self) -> bool:
+        """Whether there is a kernel that draws tokens."""
+        return self._kernel("sampling", "sample") is not None
+
+    def drawn(self, rows: torch.Tensor, floats: torch.Tensor, integers: torch.Tensor) -> torch.Tensor:
+        """A token for each row of logits: [R] int64; see ``optpipe.targets.protocol.Draws``."""
+        sample, settings = self._kernel("sampling", "sample"), self._kernel("sampling", "Settings")
+        assert sample is not None and settings is not None, "tokens are drawn where there is a kernel"
+        return cast("torch.Tensor", sample(rows, settings(floats, integers)))
+
+    @property
     def kv_dtypes(self) -> tuple[str, ...]:
         """How the cache can store numbers; the first is the default."""
         names = kv_dtypes(self.dtype)

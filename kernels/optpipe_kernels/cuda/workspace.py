@@ -10,6 +10,7 @@ from optpipe.program.program import Value
 from .steps import Lowered
 
 _SLACK = 1.25  # kernels' own workspaces and what the allocator rounds up
+_DRAWN = 8 * 4096  # bytes a row: the candidates of a small top-k, while tokens are drawn
 _VIEWS = ("aten.reshape", "aten.view", "aten.slice", "aten.select", "aten.chunk", "aten.split", "aten.expand")
 
 
@@ -38,4 +39,4 @@ def workspace_bytes(lowered: Lowered, itemsize: int, *, tokens: int, rows: int) 
         most = max(most, sum(alive.values()))
         for name in [it for it in alive if last.get(it, place) <= place]:
             del alive[name]
-    return int(_SLACK * most) + 2 * 4 * rows * lowered.vocab_size
+    return int(_SLACK * most) + rows * (2 * 4 * lowered.vocab_size + _DRAWN)
