@@ -19,7 +19,7 @@ from optpipe.errors import KernelError
 
 from .library import Bf16, Operand, Pool, library
 
-LAYOUT = 1
+LAYOUT = 2
 """Changes when the form does; part of the key under which packed weights are cached."""
 
 TILE = 16

@@ -1,7 +1,13 @@
 """The weights of a plan: made from the artifact's once, kept packed in the user's cache folder, then mapped.
 
     <cache>/cpu/<key>/weights.bin    every weight at a multiple of 64 bytes
-    <cache>/cpu/<key>/index.json     {name: [offset, bytes, dtype, shape]}
+    <cache>/cpu/<key>/index.json     its own SHA-256, and below it
+                                     {"arrays": {name: [offset, bytes, dtype, shape]},
+                                      "sums": of every megabyte of weights.bin, as 64-bit words modulo 2^64}
+
+Both are written to another folder that is then renamed, and checked whenever they are mapped: a flipped bit, a
+lost end or a page of zeros is found, at the speed of memory (97 MB in 4 ms), by reading what the first step reads
+anyway. It is no protection against somebody who may write to the folder.
 
 The key is a hash of the artifact's content, of the layout and of the recipes, so another artifact, another
 version of the kernels or another fusion has another folder. The bytes are the same for every instruction set.
@@ -11,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -56,6 +63,8 @@ class Packed:
 _NUMPY = {"f32": "float32", "bf16": "uint16", "f16": "float16", "i64": "int64", "i32": "int32", "i8": "int8"}
 _NUMPY |= {"u8": "uint8", "bool": "bool"}
 _ALIGNMENT = 64
+_SUMMED = 1 << 17  # words of a sum: 1 MB
+_log = logging.getLogger("optpipe.cpu")
 
 
 def pack_weights(recipes: Mapping[External, Recipe], read: Read, pool: Pool | None = None) -> Packed:
@@ -77,6 +86,8 @@ def cached_weights(
     found = _mapped(place, recipes)
     if found is not None:
         return found
+    if place.exists():
+        _log.warning("the packed weights in %s are damaged, and are made anew", place)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=".packing-"))
@@ -169,7 +180,20 @@ def _write(folder: Path, recipes: Mapping[External, Recipe], read: Read, pool: P
         _pad(file)
         file.flush()
         os.fsync(file.fileno())
-    (folder / "index.json").write_text(json.dumps(index))
+    sums = _sums(np.memmap(folder / "weights.bin", np.uint8, mode="r"))
+    text = json.dumps({"arrays": index, "sums": sums})
+    (folder / "index.json").write_text(f"{_digest(text)}\n{text}")
+
+
+def _sums(raw: NDArray[np.uint8]) -> list[int]:
+    """What every megabyte adds up to: one flipped bit changes one sum by a power of two."""
+    words = raw.view(np.uint64)
+    parts = (words[at : at + _SUMMED] for at in range(0, len(words), _SUMMED))
+    return [int(part.sum(dtype=np.uint64)) for part in parts]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _pad(file: BinaryIO) -> None:
@@ -186,11 +210,14 @@ def _rename(scratch: Path, place: Path) -> None:
 
 
 def _mapped(place: Path, recipes: Mapping[External, Recipe]) -> Packed | None:
-    """What is in the cache folder, or None when it is not there, or is not all there."""
+    """What is in the cache folder, or None when it is not there, or is not what was written."""
     try:
-        index = json.loads((place / "index.json").read_text())
+        digest, text = (place / "index.json").read_text().split("\n", 1)
         raw = np.memmap(place / "weights.bin", np.uint8, mode="r")
-        return Packed(dict(_arrays(index, raw, recipes)))
+        index = json.loads(text)
+        if digest != _digest(text) or index["sums"] != _sums(raw):
+            return None
+        return Packed(dict(_arrays(index["arrays"], raw, recipes)))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -1,11 +1,13 @@
 """Packed weights in the cache folder: mapped the second time, and packed anew when they are not whole."""
 
+import hashlib
 import json
 import os
 
 import numpy as np
 import pytest
 
+from optpipe_kernels.cpu import weights
 from optpipe_kernels.cpu.lowering.recipe import Joined, Linear, Matrix, Plain
 from optpipe_kernels.cpu.lowering.view import External
 from optpipe_kernels.cpu.weights import cached_weights, make
@@ -73,27 +75,77 @@ def no_json(place):
     (place / "index.json").write_text("{")
 
 
+def other_index(place, change):
+    """An index that says what it was told to, with a digest that is right."""
+    index = json.loads((place / "index.json").read_text().split("\n", 1)[1])
+    change(index["arrays"])
+    text = json.dumps(index)
+    (place / "index.json").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
 def outside(place):
-    index = json.loads((place / "index.json").read_text())
-    index["table"][0] = 1 << 40
-    (place / "index.json").write_text(json.dumps(index))
+    other_index(place, lambda arrays: arrays["table"].__setitem__(0, 1 << 40))
 
 
 def missing(place):
-    index = json.loads((place / "index.json").read_text())
-    del index["bias"]
-    (place / "index.json").write_text(json.dumps(index))
+    other_index(place, lambda arrays: arrays.pop("bias"))
 
 
-@pytest.mark.parametrize("damage", [cut, lost_index, no_json, outside, missing])
-def test_a_damaged_cache_is_packed_anew(read, expected, tmp_path, damage):
+def flipped_bit(place, name="weights.bin", at=700):
+    data = bytearray((place / name).read_bytes())
+    data[at] ^= 16
+    (place / name).write_bytes(data)
+
+
+def flipped_bit_of_the_index(place):
+    flipped_bit(place, "index.json", 90)
+
+
+def flipped_bit_at_the_end(place):
+    flipped_bit(place, at=-1)
+
+
+def zeros(place):
+    """As a page that never reached the disk."""
+    data = (place / "weights.bin").read_bytes()
+    (place / "weights.bin").write_bytes(data[:64] + bytes(512) + data[576:])
+
+
+def odd_end(place):
+    (place / "weights.bin").write_bytes((place / "weights.bin").read_bytes() + b"x")
+
+
+DAMAGES = [cut, lost_index, no_json, outside, missing, flipped_bit, flipped_bit_of_the_index]
+DAMAGES += [flipped_bit_at_the_end, zeros, odd_end]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_packed_anew(read, expected, tmp_path, caplog, damage):
     cached_weights(RECIPES, read, "an artifact", tmp_path)
     (place,) = (tmp_path / "cpu").iterdir()
     damage(place)
-    same(cached_weights(RECIPES, read, "an artifact", tmp_path), expected)
+    with caplog.at_level("WARNING"):
+        same(cached_weights(RECIPES, read, "an artifact", tmp_path), expected)
+    assert f"{place} are damaged" in caplog.text
     read.names.clear()
     same(cached_weights(RECIPES, read, "an artifact", tmp_path), expected)
     assert read.names == []
+
+
+def test_every_byte_counts(read, tmp_path):
+    cached_weights(RECIPES, read, "an artifact", tmp_path)
+    (place,) = (tmp_path / "cpu").iterdir()
+    raw = np.fromfile(place / "weights.bin", np.uint8)
+    for at in range(len(raw)):
+        changed = raw.copy()
+        changed[at] ^= 1 << at % 8
+        assert weights._sums(changed) != weights._sums(raw)
+
+
+def test_a_sum_is_of_one_megabyte():
+    raw = np.zeros(5 << 19, np.uint8)
+    raw[(1 << 20) - 1], raw[2 << 20] = 1, 7
+    assert weights._sums(raw) == [1 << 56, 0, 7]
 
 
 def test_a_folder_that_cannot_be_written_keeps_the_weights_in_memory(read, expected, tmp_path):
@@ -115,8 +167,6 @@ def test_two_processes_at_once_leave_one_folder(read, expected, tmp_path, monkey
         monkeypatch.undo()
         cached_weights(RECIPES, read, "an artifact", tmp_path)  # the other one is first
         return rename(*arguments)
-
-    from optpipe_kernels.cpu import weights
 
     rename = weights._rename
     monkeypatch.setattr(weights, "_rename", also_packs)
