@@ -5,12 +5,9 @@
                                      {"arrays": {name: [offset, bytes, dtype, shape]},
                                       "sums": of every megabyte of weights.bin, as 64-bit words modulo 2^64}
 
-Both are written to another folder that is then renamed, and checked whenever they are mapped: a flipped bit, a
-lost end or a page of zeros is found, at the speed of memory (97 MB in 4 ms), by reading what the first step reads
-anyway. It is no protection against somebody who may write to the folder.
-
-The key is a hash of the artifact's content, of the layout and of the recipes, so another artifact, another
-version of the kernels or another fusion has another folder. The bytes are the same for every instruction set.
+Both are written to another folder that is then renamed, and checked whenever they are mapped: a flipped bit,
+a lost end or a page of zeros is found, at the speed of memory (97 MB in 4 ms), by reading what the first step
+reads anyway. It is no protection against somebody who may write to the folder.
 """
 
 from __future__ import annotations
