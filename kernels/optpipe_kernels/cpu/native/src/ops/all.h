@@ -6,7 +6,6 @@
 #include "ops/best.h"
 #include "ops/quant_linear.h"
 #include "ops/linear_pairs.h"
-#include "ops/linear_pairs.h"
 #include "ops/linear.h"
 #include "ops/argmax.h"
 #include "ops/topk.h"
