@@ -79,13 +79,24 @@ def check_step(step: StepInputs, blocks: int, block_size: int, vocab_size: int, 
         wrong = f"slot {int(step.slot_mapping.max())} in a cache of {blocks * block_size} slots"
     elif len(step.logit_rows) and not 0 <= int(step.logit_rows.min()) <= int(step.logit_rows.max()) < tokens:
         wrong = f"logit rows outside [0, {tokens})"
-    else:
+    elif not _tables_fit(step, blocks, block_size):
         wrong = _wrong_tables(step, blocks, block_size)
     if wrong is not None:
         raise RequestError(f"The step's arrays disagree: {wrong}.")
 
 
+def _tables_fit(step: StepInputs, blocks: int, block_size: int) -> bool:
+    """Whether every sequence has blocks of the cache for its tokens: all of them at once, for every step asks."""
+    lengths, tables = step.context_lens, step.block_tables
+    used = -(-lengths // block_size)
+    if (lengths < np.diff(step.query_start)).any() or (used > tables.shape[1]).any():
+        return False
+    named = tables[np.arange(tables.shape[1]) < used[:, None]]
+    return named.size == 0 or bool(named.min() >= 0 and named.max() < blocks)
+
+
 def _wrong_tables(step: StepInputs, blocks: int, block_size: int) -> str | None:
+    """What is wrong with them, in words."""
     for b, length in enumerate(step.context_lens.tolist()):
         queries = int(step.query_start[b + 1] - step.query_start[b])
         used = step.block_tables[b, : -(-length // block_size)]

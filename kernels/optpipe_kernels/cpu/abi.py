@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
 
-ABI = 1
+ABI = 2
 MAX_RANK = 6
 DTYPES = {
     "float32": 0,
@@ -21,7 +21,6 @@ ONE, T, R, B, M, P = range(6)
 ARENAS = 4  # units that have one
 UNITS = 6
 ABSENT, ARENA, EXTERNAL = range(3)
-NO_BARRIER = 1
 
 
 class Tensor(ctypes.Structure):
@@ -64,7 +63,6 @@ class Instruction(ctypes.Structure):
 
     _fields_ = (
         ("kernel", c_int32),
-        ("flags", c_int32),
         ("operands", c_int32),
         ("first_operand", c_int32),
         ("ints", c_int32),

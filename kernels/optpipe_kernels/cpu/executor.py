@@ -42,6 +42,7 @@ class _Ready:
         plans: the lowering.
         logits, greedy: its plans.
         segment: runs what torch has to run.
+        inputs: of each plan, (array of a step, its place, its dtype).
     """
 
     def __init__(self, library: Library, plans: Plans, weights: Packed) -> None:
@@ -54,6 +55,15 @@ class _Ready:
         self.greedy = Plan(library, plans.greedy)
         for plan in (self.logits, self.greedy):
             plan.bind(weights.arrays)
+        self.inputs = {plan: _inputs(plan, plans.inputs) for plan in (self.logits, self.greedy)}
+        self._cache: _Cache | None = None
+
+    def use(self, cache: _Cache) -> None:
+        """Let steps read and write a cache."""
+        if cache is not self._cache:
+            self.logits.bind(cache.arrays)
+            self.greedy.bind(cache.arrays)
+            self._cache = cache
 
     def close(self) -> None:
         self.logits.close()
@@ -201,8 +211,9 @@ class CpuExecutor:
 
     def _run(self, step: StepInputs, cache: _Cache, logits: bool, part: _Ready) -> StepResult:
         plan = part.logits if logits else part.greedy
-        plan.bind(cache.arrays)
-        plan.bind(self._inputs(step, part.plans.inputs))
+        part.use(cache)
+        for name, number, dtype in part.inputs[plan]:
+            plan.point(number, np.ascontiguousarray(getattr(step, name), dtype=dtype))
         counts = (
             len(step.token_ids),
             len(step.logit_rows),
@@ -212,18 +223,20 @@ class CpuExecutor:
         )
         plan.run(self._pool, counts, segment=part.segment, profile=self.profile)
         if not logits:
-            return StepResult(plan.output().copy(), None)
-        rows = plan.output().copy()
+            return StepResult(plan.output(), None)
+        rows = plan.output()
         return StepResult(rows.argmax(-1), rows)
 
-    def _inputs(self, step: StepInputs, wanted: Mapping[External, str]) -> dict[External, NDArray[Any]]:
-        found = {}
-        for name, array in _fields(step).items():
-            external = External("input", INPUTS.get(name, name))
-            dtype = wanted.get(external)
-            if dtype is not None:
-                found[external] = np.ascontiguousarray(array, dtype=_DTYPES[dtype])
-        return found
+
+def _inputs(plan: Plan, wanted: Mapping[External, str]) -> list[tuple[str, int, np.dtype[Any]]]:
+    """Where a step's arrays go: (its name, its place in the plan, its dtype), without those that the plan lacks."""
+    found = []
+    for field in fields(StepInputs):
+        external = External("input", INPUTS.get(field.name, field.name))
+        number = plan.number(external)
+        if number is not None and external in wanted:
+            found.append((field.name, number, np.dtype(_DTYPES[wanted[external]])))
+    return found
 
 
 def _fields(step: StepInputs) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from .lowering.view import External
 RunSegment = Callable[[Segment, list[NDArray[Any]], Mapping[str, int]], None]
 """Runs a segment over arrays of its operands, reads and then writes, at the sizes of a step."""
 
-_NUMPY = ("float32", "uint16", "float16", "int64", "int32", "int8", "uint8", "bool")  # by optpipe_dtype
+_NUMPY = tuple(map(np.dtype, ("f4", "u2", "f2", "i8", "i4", "i1", "u1", "?")))  # by optpipe_dtype
 _SYMBOLS = ("T", "R", "B", "M", "P")  # of a step's counts
 
 
@@ -34,7 +35,7 @@ class Plan:
         self._library = library
         self._pointers = (ctypes.c_void_p * max(1, len(emitted.externals)))()
         self._numbers = {external: k for k, external in enumerate(emitted.externals)}
-        self._kept: dict[External, NDArray[Any]] = {}
+        self._kept: dict[int, NDArray[Any]] = {}
         self._counts = (ctypes.c_int64 * abi.UNITS)(1)
         self._handle: int | None = library.native.optpipe_cpu_plan_new(
             (abi.Instruction * max(1, len(emitted.instructions)))(*emitted.instructions),
@@ -57,8 +58,17 @@ class Plan:
         for external, array in arrays.items():
             number = self._numbers.get(external)
             if number is not None:
-                self._kept[external] = array
+                self._kept[number] = array
                 self._pointers[number] = array.ctypes.data
+
+    def number(self, external: External) -> int | None:
+        """The place of an external in a step, for ``point``; None for one that the plan lacks."""
+        return self._numbers.get(external)
+
+    def point(self, number: int, array: NDArray[Any]) -> None:
+        """``bind`` for one external, by its number: what every step does."""
+        self._kept[number] = array
+        self._pointers[number] = array.__array_interface__["data"][0]
 
     def run(
         self,
@@ -107,16 +117,20 @@ class Plan:
         )
 
     def output(self) -> NDArray[Any]:
-        """The result of the last step, over the arena: copy it before the next."""
-        return self.array(self.emitted.output)
+        """The result of the last step, copied out of the arena."""
+        found = self._locate(self.emitted.output)
+        size, dtype = found.size[: found.rank], _NUMPY[found.dtype]
+        if found.stride[: found.rank] != _contiguous(size):
+            return self.array(self.emitted.output).copy()
+        copy = np.empty(size, dtype)
+        ctypes.memmove(copy.__array_interface__["data"][0], found.data, copy.nbytes)
+        return copy
 
     def array(self, operand: int) -> NDArray[Any]:
         """An operand of the last step as an array over its memory. bfloat16 comes as uint16."""
-        found = abi.Tensor()
-        failed = self._library.native.optpipe_cpu_locate(self._handle, operand, ctypes.byref(found))
-        self._library.check(failed == 0)
+        found = self._locate(operand)
         size, stride = tuple(found.size[: found.rank]), tuple(found.stride[: found.rank])
-        dtype = np.dtype(_NUMPY[found.dtype])
+        dtype = _NUMPY[found.dtype]
         if not all(size):
             return np.empty(size, dtype)
         reach = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -125,8 +139,19 @@ class Plan:
             np.frombuffer(raw, dtype), size, tuple(step * dtype.itemsize for step in stride)
         )
 
+    def _locate(self, operand: int) -> abi.Tensor:
+        found = abi.Tensor()
+        failed = self._library.native.optpipe_cpu_locate(self._handle, operand, ctypes.byref(found))
+        self._library.check(failed == 0)
+        return found
+
     def close(self) -> None:
         """Free it."""
         if self._handle is not None:
             self._library.native.optpipe_cpu_plan_free(self._handle)
             self._handle = None
+
+
+def _contiguous(size: Sequence[int]) -> list[int]:
+    """Strides, in elements, of an array without gaps."""
+    return [math.prod(size[d + 1 :]) for d in range(len(size))]

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define OPTPIPE_CPU_ABI 1   /* changes whenever anything below does; the loader compares it */
+#define OPTPIPE_CPU_ABI 2   /* changes whenever anything below does; the loader compares it */
 #define OPTPIPE_MAX_RANK 6
 #define OPTPIPE_API __attribute__((visibility("default")))
 
@@ -60,14 +60,10 @@ typedef struct {
 
 typedef struct {
     int32_t kernel;        /* optpipe_cpu_kernel(name) */
-    int32_t flags;
     int32_t operands, first_operand;   /* into the plan's arrays */
     int32_t ints, first_int;
     int32_t floats, first_float;
 } optpipe_instruction;
-
-/* flags: no thread may begin the next instruction before all have ended this one, unless NO_BARRIER is set. */
-#define OPTPIPE_NO_BARRIER 1
 
 typedef struct optpipe_pool optpipe_pool;
 typedef struct optpipe_plan optpipe_plan;

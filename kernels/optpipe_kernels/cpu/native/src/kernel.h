@@ -50,8 +50,7 @@ struct Call {
 
     /* This thread's own memory until the kernel returns; a second call gives the same memory again. */
     OPTPIPE_INLINE void *scratch(int thread, size_t bytes) const { return team_scratch(team, thread, bytes); }
-    /* Memory of all threads: each asks for the same number of bytes, once a kernel. A kernel that uses it never
-     * follows an instruction marked NO_BARRIER that uses it too. */
+    /* Memory of all threads: each asks for the same number of bytes, once a kernel. */
     OPTPIPE_INLINE void *shared(size_t bytes) const { return team_shared(team, bytes); }
     /* All threads reach it, or none. */
     OPTPIPE_INLINE void barrier() const { team_barrier(team); }

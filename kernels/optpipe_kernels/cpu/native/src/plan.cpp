@@ -17,6 +17,7 @@ struct optpipe_plan {
     std::vector<const Entry *> entries;
     std::vector<optpipe_tensor> tensors; /* the operands of the counts below */
     std::vector<char *> externals;       /* as they are in the tensors */
+    std::vector<std::vector<int>> readers; /* the operands of each external */
     std::vector<bool> bound;             /* an instruction's operands have been checked for these counts */
     int64_t arena_bytes[OPTPIPE_ARENAS];
     int64_t counts[OPTPIPE_UNITS] = {1, -1, -1, -1, -1, -1};
@@ -83,15 +84,12 @@ bool take_counts(optpipe_plan &plan, const int64_t *counts) {
 }
 
 void take_externals(optpipe_plan &plan, void *const *externals) {
-    bool moved = false;
     for (size_t k = 0; k < plan.externals.size(); ++k) {
         char *now = static_cast<char *>(externals[k]);
-        moved |= plan.externals[k] != now;
+        if (plan.externals[k] == now) continue;
         plan.externals[k] = now;
+        for (int operand : plan.readers[k]) resolve(plan, plan.operands[operand], plan.tensors[operand]);
     }
-    if (!moved) return;
-    for (size_t k = 0; k < plan.operands.size(); ++k)
-        if (plan.operands[k].place == OPTPIPE_EXTERNAL) resolve(plan, plan.operands[k], plan.tensors[k]);
 }
 
 bool elements_exist(const optpipe_tensor &it) {
@@ -140,8 +138,7 @@ void step(void *context, int thread, int threads) {
     for (int k = it.begin; k < it.end; ++k) {
         it.plan->entries[k]->run(call_of(*it.plan, k, it.team), thread, threads);
         const bool last = k + 1 == it.end;
-        if ((!last || it.nanoseconds != nullptr) && !(it.plan->instructions[k].flags & OPTPIPE_NO_BARRIER))
-            team_barrier(it.team);
+        if (!last || it.nanoseconds != nullptr) team_barrier(it.team);
         if (times == nullptr) continue;
         const int64_t after = now();
         times[k] += after - before;
@@ -177,6 +174,9 @@ optpipe_plan *optpipe_cpu_plan_new(const optpipe_instruction *instructions, int 
     plan->entries = entries;
     plan->tensors.resize(n_operands);
     plan->externals.assign(externals, nullptr);
+    plan->readers.resize(externals);
+    for (int k = 0; k < n_operands; ++k)
+        if (operands[k].place == OPTPIPE_EXTERNAL) plan->readers[operands[k].index].push_back(k);
     std::memcpy(plan->arena_bytes, arena_bytes, sizeof plan->arena_bytes);
     return plan;
 }
