@@ -3,12 +3,14 @@
     python benchmarks/coverage.py                 try all; write the table and docs/coverage.md
     python benchmarks/coverage.py --only llama    try some, compare with the table
     python benchmarks/coverage.py --sample 12     try a sample that changes daily (--seed repeats one)
+    python benchmarks/coverage.py --onnx          try the ONNX export alone, of verified entries; note it
     python benchmarks/coverage.py --page          write docs/coverage.md again from the JSON
 
 Each entry is a tiny random model that goes through ``optpipe.optimize`` as a user's would, with every
 check: the graph against the model's own eager code, each pass against the graph before it, and packed,
 chunked and interleaved sequences against each sequence alone, in float32 and float64. An entry that is not
-verified says why in one line. Worker processes handle the entries, so that one that crashes, hangs or eats
+verified says why in one line. A verified one is exported to ONNX, and ONNX Runtime's logits are compared with
+the reference's. Worker processes handle the entries, so that one that crashes, hangs or eats
 memory costs itself only. Exits 1 when an entry that the table calls verified no longer is.
 """
 
@@ -34,6 +36,7 @@ WORKER = HOME / "coverage_worker.py"
 WORKERS = 2
 SECONDS = 240.0  # an entry may take; the slowest takes a fifth of it on two cores
 ENTRIES_A_WORKER = 25  # then a fresh one: torch keeps what it has compiled
+AGREES = "agrees"
 FUSIONS = {
     "fuse-rope": "rope",
     "fuse-rms-norm": "rms norm",
@@ -55,6 +58,8 @@ class Entry:
         reason: why no further, in one line; empty for a verified one.
         rewrites: pass → rewrites it made, fusions only.
         missed: pass → rewrites it left.
+        onnx: "agrees" when ONNX Runtime's logits are the reference's, else why not in one line; empty when it
+            was not tried.
     """
 
     name: str
@@ -65,12 +70,14 @@ class Entry:
     reason: str = ""
     rewrites: dict[str, int] = field(default_factory=dict)
     missed: dict[str, int] = field(default_factory=dict)
+    onnx: str = ""
 
 
 class Worker:
     """One process that is given names and gives entries."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
+        self._options = options
         self._process: subprocess.Popen[str] | None = None
         self._handled = 0
 
@@ -78,7 +85,10 @@ class Worker:
         if self._process is None or self._handled >= ENTRIES_A_WORKER:
             self.stop()
             self._process = subprocess.Popen(
-                [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, str(WORKER), *self._options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
             )
             self._handled = 0
         self._handled += 1
@@ -101,15 +111,20 @@ class Worker:
             self._process = None
 
 
-def try_all(names: list[str]) -> list[Entry]:
-    """The entries of ``names``, in their order."""
+def try_all(names: list[str], *options: str, workers: int = WORKERS) -> list[Entry]:
+    """The entries of ``names``, in their order.
+
+    Args:
+        options: of the workers.
+        workers: how many.
+    """
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     for name in names:
         waiting.put(name)
     found: dict[str, Entry] = {}
 
     def work() -> None:
-        worker = Worker()
+        worker = Worker(*options)
         while True:
             try:
                 name = waiting.get_nowait()
@@ -117,10 +132,11 @@ def try_all(names: list[str]) -> list[Entry]:
                 worker.stop()
                 return
             found[name] = entry = worker.run(name)
-            line = f"{len(found):3}/{len(names)} {name}: {entry.reason or 'verified'}"
+            said = entry.reason or (f"verified; ONNX: {entry.onnx}" if entry.onnx else "verified")
+            line = f"{len(found):3}/{len(names)} {name}: {said}"
             print(line, file=sys.stderr, flush=True)
 
-    threads = [threading.Thread(target=work) for _ in range(min(WORKERS, len(names)))]
+    threads = [threading.Thread(target=work) for _ in range(min(workers, len(names)))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -137,6 +153,8 @@ def compare(found: list[Entry], table: dict[str, Entry]) -> list[str]:
             continue
         if known.verified and not entry.verified:
             lost.append(f"{entry.name} was verified, and now: {entry.reason}")
+        elif known.onnx == AGREES and entry.verified and entry.onnx != AGREES:
+            lost.append(f"{entry.name} agreed in ONNX, and now: {entry.onnx}")
         elif known.verified and known.rewrites != entry.rewrites:
             lost.append(f"{entry.name} had rewrites {known.rewrites}, and now {entry.rewrites}")
         else:
@@ -158,6 +176,7 @@ def write_table(entries: list[Entry]) -> None:
         "transformers": transformers.__version__,
         "torch": torch.__version__.split("+")[0],
         "verified": sum(entry.verified for entry in entries),
+        "onnx": sum(entry.onnx == AGREES for entry in entries),
         "entries": [asdict(entry) for entry in sorted(entries, key=lambda entry: entry.name.lower())],
     }
     TABLE.parent.mkdir(exist_ok=True)
@@ -184,14 +203,17 @@ def page(content: dict[str, Any]) -> str:
         "",
         "## Verified",
         "",
-        "The columns count the operations of the tiny model that each fusion made.",
+        "The columns count the operations of the tiny model that each fusion made. The last one is `--target "
+        "onnx`: the logits of a prompt in pieces, by ONNX Runtime on a CPU, have a KL divergence "
+        f"below 1e-3 from the reference's in float32; {sum(it.onnx == AGREES for it in verified)} of "
+        f"{len(verified)} do.",
         "",
-        f"| model type | class | {' | '.join(FUSIONS.values())} |",
-        f"| --- | --- | {' | '.join(['--:'] * len(FUSIONS))} |",
+        f"| model type | class | {' | '.join(FUSIONS.values())} | ONNX |",
+        f"| --- | --- | {' | '.join(['--:'] * len(FUSIONS))} | --- |",
     ]
     for entry in verified:
         counts = " | ".join(str(entry.rewrites.get(name, "")) for name in FUSIONS)
-        lines.append(f"| {entry.name} | {entry.model} | {counts} |")
+        lines.append(f"| {entry.name} | {entry.model} | {counts} | {entry.onnx} |")
     lines += ["", "## Refused", "", "| model type | traced | rewritten | why |", "| --- | --- | --- | --- |"]
     for entry in entries:
         if not entry.verified:
@@ -200,12 +222,26 @@ def page(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def only_onnx(names: list[str], table: dict[str, Entry], workers: int) -> int:
+    """Put the ONNX column of some verified entries into the table."""
+    lost = 0
+    for entry in try_all(names, "--onnx", workers=workers):
+        known = table[entry.name]
+        lost += known.onnx == AGREES and entry.onnx != AGREES
+        known.onnx = entry.onnx or entry.reason
+    write_table(list(table.values()))
+    print(f"{sum(table[name].onnx == AGREES for name in names)} of {len(names)} agree in ONNX")
+    return 1 if lost else 0
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="model types to try, joined by commas")
     parser.add_argument("--sample", type=int, help="try as many, drawn at random")
     parser.add_argument("--seed", type=int, help="of the sample; today's number when not given")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="processes (default %(default)s)")
     parser.add_argument("--write", action="store_true", help="put what was found into the table")
+    parser.add_argument("--onnx", action="store_true", help="only the ONNX export, of verified entries")
     parser.add_argument("--page", action="store_true", help="only write the page again")
     return parser.parse_args()
 
@@ -224,7 +260,9 @@ def main() -> int:
         seed = datetime.date.today().toordinal() if options.seed is None else options.seed
         print(f"a sample of {options.sample} with --seed {seed}")
         names = random.Random(seed).sample(names, options.sample)
-    found = try_all(names)
+    if options.onnx:
+        return only_onnx([it for it in names if it in table and table[it].verified], table, options.workers)
+    found = try_all(names, workers=options.workers)
     lost = compare(found, table)
     print(f"{sum(entry.verified for entry in found)} of {len(found)} verified")
     whole = not (options.only or options.sample)

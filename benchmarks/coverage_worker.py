@@ -1,4 +1,7 @@
-"""One worker of coverage.py: reads model types line by line, writes an entry as JSON for each."""
+"""One worker of coverage.py: reads model types line by line, writes an entry as JSON for each.
+
+With --onnx it tries the ONNX export alone.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from coverage import FUSIONS, Entry
+from coverage_onnx import in_onnx
 
 MEMORY = 8 << 30  # bytes of address space
 
@@ -35,6 +39,21 @@ def source_of(name: str) -> tuple[Any, str]:
     size = sum(weight.nbytes for weight in {id(w): w for w in weights.values()}.values())
     source = ModelSource(content, weights, files, f"a tiny {name}", {"kind": "tiny"}, size, "f32")
     return source, type(model).__name__
+
+
+def onnx_of(name: str) -> Entry:
+    """Export one model to ONNX and say whether it agrees; optpipe's own checks are left out."""
+    from optpipe import optimize
+
+    entry = Entry(name)
+    try:
+        source, entry.model = source_of(name)
+        with tempfile.TemporaryDirectory() as folder:
+            optimize(source, output=Path(folder) / "artifact", verify=False)
+            entry.onnx = in_onnx(Path(folder) / "artifact")
+    except Exception as error:
+        entry.reason = one_line(f"it failed: {type(error).__name__}: {error}")
+    return entry
 
 
 def attempt(name: str) -> Entry:
@@ -59,6 +78,7 @@ def attempt(name: str) -> Entry:
         source, entry.model = source_of(name)
         with tempfile.TemporaryDirectory() as folder:
             report = optimize(source, output=Path(folder) / "artifact", progress=progress)
+            entry.onnx = in_onnx(Path(folder) / "artifact")
     except OptpipeError as error:
         entry.traced |= "differs from the model" in str(error)
         entry.rewritten |= isinstance(error, ContractError)
@@ -91,7 +111,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     for line in sys.stdin:
         with contextlib.redirect_stdout(sys.stderr):
-            entry = attempt(line.strip())
+            entry = (onnx_of if "--onnx" in sys.argv else attempt)(line.strip())
         print(json.dumps(asdict(entry)), file=answers, flush=True)
 
 

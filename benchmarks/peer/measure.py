@@ -23,6 +23,7 @@ DRIVERS = Path(__file__).parent / "drivers"
 SETTLE = 0.1  # seconds between two processes: threads that spin go to sleep
 PRODUCTS = 0.7  # seconds a cell
 RUNS = 15  # steps of a profile
+EXPORTED = ("generator", "target")  # what runs optpipe's ONNX export beside ONNX Runtime GenAI's own model
 KINDS = ("products", "attention", "other", "step")
 
 
@@ -115,6 +116,8 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
     try:
         for it in mine:
             drivers[it.name] = our_driver(shelf, it)
+        if peer.kind == "onnx":
+            drivers |= through_onnx(shelf, variant.form, python)
         rates = interleave(drivers, rounds)
         bounds = {it.name: products(drivers[it.name]) for it in mine}
         shares = {it.name: profile(drivers[it.name]) for it in mine}
@@ -123,7 +126,8 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
     finally:
         for driver in drivers.values():
             driver.close()
-    return {
+    exported = {name: rates.pop(name) for name in EXPORTED if name in rates}
+    return ({"exported": exported} if exported else {}) | {
         "form": variant.form,
         "settings": variant.settings,
         "versions": hello["versions"],
@@ -143,6 +147,16 @@ def our_driver(shelf: Shelf, ours: Ours, how: str = "steps") -> Driver:
     model = str(shelf.optpipe(ours.form))
     given = {"model": model, "threads": THREADS, "activations": ours.activations, "how": how}
     return Driver(sys.executable, "drive_optpipe", given)
+
+
+def through_onnx(shelf: Shelf, form: str, python: Path | str) -> dict[str, Driver]:
+    """Our export, by the peer's own generator and by our ``onnx`` target."""
+    ours = {"model": str(shelf.optpipe(form)), "threads": THREADS, "activations": "int8", "how": "onnx"}
+    theirs = {"model": str(shelf.exported(form)), "threads": THREADS}
+    return {
+        EXPORTED[0]: Driver(python, "drive_onnxruntime", theirs),
+        EXPORTED[1]: Driver(sys.executable, "drive_optpipe", ours),
+    }
 
 
 def interleave(drivers: dict[str, Driver], rounds: int) -> dict[str, dict[str, list[float]]]:

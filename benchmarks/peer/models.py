@@ -102,6 +102,10 @@ class Shelf:
             raise ConvertError(f"the builder has no form {form}")
         return self._made(f"onnx-{form}", lambda to: self._build_onnx(to, *options))
 
+    def exported(self, form: str) -> Path:
+        """optpipe's ONNX export of its artifact, with the activations that the builder's folder has."""
+        return self._made(f"exported-{form}", lambda to: _export_onnx(self.optpipe(form), to))
+
     def of_kind(self, kind: str, form: str) -> Path:
         """What a peer of some kind reads."""
         found: Callable[[str], Path] = {
@@ -160,6 +164,11 @@ class Shelf:
         options = ["accuracy_level=4", "block_size=32", "is_symmetric=true", "prune_lm_head=true", *more]
         command += ["-m", self.hf(), "-o", target, "-p", precision, "-e", "cpu", "-c", self._cache / "onnx"]
         _run([*map(str, command), "--extra_options", *options])
+
+
+def _export_onnx(artifact: Path, target: Path) -> None:
+    command = [sys.executable, "-m", "optpipe", "export", str(artifact), "--format", "onnx"]
+    _run([*command, "--activations", "int8", "-o", str(target)])
 
 
 def _values(name: str, shape: Any) -> Any:

@@ -11,6 +11,7 @@ from .limit_tables import limits, machine, profiles
 from .markdown import number, spread, table
 from .measure import median
 from .models import MODELS
+from .onnx_tables import exported
 
 BEGIN = "<!-- peers: the part up to the next mark is written by benchmarks/peers.py -->"
 END = "<!-- end -->"
@@ -43,6 +44,7 @@ def excerpt(data: dict[str, Any]) -> str:
         *eight_bits(data),
         *limits(data),
         *profiles(data),
+        *exported(data),
         *_servers(data["servers"]),
     ]
     return "\n\n".join(part for part in parts if part)

@@ -2,7 +2,7 @@
 
 Settings: ``activations``, int8 or int16, and ``how``: "steps" calls the executor, as llama.cpp's driver calls
 its decode; "engine" goes through the engine with its scheduler and sampler, as a program does that embeds
-optpipe.
+optpipe; "onnx" calls the executor of the onnx target.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import protocol
 from optpipe.artifact import load_artifact
 from optpipe.targets.protocol import StepInputs
 from optpipe_kernels.cpu.target import CpuTarget
+from optpipe_kernels.onnx.target import OnnxTarget
 
 MOST = 16  # sequences
 LENGTH = 1024  # tokens of a sequence, at most
@@ -32,7 +33,10 @@ class Optpipe:
         artifact = load_artifact(Path(given["model"]))
         self._given, self._program = given, artifact.program
         options = {"threads": given["threads"], "activations": given["activations"]}
-        self._executor = CpuTarget().load_artifact(artifact, **options)
+        if given["how"] == "onnx":
+            self._executor: Any = OnnxTarget().load_artifact(artifact, slot_tokens=LENGTH, **options)
+        else:
+            self._executor = CpuTarget().load_artifact(artifact, **options)
         self._block = self._executor.cache_spec.block_size
         self._blocks = LENGTH // self._block
         self._engine = _engine(self._executor, given["model"]) if given["how"] == "engine" else None

@@ -116,16 +116,17 @@ def _outputs(c: Converter) -> None:
     vocabulary = cast("int", logits.type.shape[-1])
     c.path = "step"
     if c.options.rows != "chosen" and logits.name in c.rows:
-        c.writer.node("Identity", [c.rows[logits.name]], path="step", outputs=["logits"])
+        c.writer.rename(c.rows[logits.name], "logits")
         _declare_logits(c, vocabulary)
         _present(c)
         return
     name = c.name(logits)
     if c.options.rows == "chosen":
-        c.writer.node("Identity", [name], path="step", outputs=["logits"])
+        c.writer.rename(name, "logits")
         c.writer.output("logits", np.float32, ["rows", vocabulary])
-        c.writer.node("ArgMax", [name], path="step", outputs=["token_ids"], axis=-1, keepdims=0)
-        c.writer.output("token_ids", np.int64, ["rows"])
+        if c.options.argmax:
+            c.writer.node("ArgMax", ["logits"], path="step", outputs=["token_ids"], axis=-1, keepdims=0)
+            c.writer.output("token_ids", np.int64, ["rows"])
     else:
         if c.options.rows == "all":
             shape = c.emit("Concat", c.shared["batch_and_sequence"], c.constant([vocabulary]), axis=0)

@@ -38,12 +38,14 @@ class ExportOptions:
         context: positions that tables are made for.
         rows: "last" computes the logits of each row's last token, "all" of every token, "chosen" of
             those that the input ``logit_rows`` names.
+        argmax: put out each row's likeliest token too.
     """
 
     microsoft: bool = True
     accuracy_level: int = 0
     context: int = 2048
     rows: str = "last"
+    argmax: bool = False
 
 
 @dataclass

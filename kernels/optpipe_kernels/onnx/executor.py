@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from optpipe.errors import CapacityError, RequestError
 from optpipe.targets.protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
 from optpipe.targets.steps import Done, check_step, check_tokens, one_sequence
 
+_BINDINGS = 64  # ranges of slots that are remembered
 _HOLES = 1  # slots that may sit out for each that takes part, before a run is split in two
 
 
@@ -43,11 +44,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Cache:
-    """Every buffer, keys and values, by the name of the model's input."""
+    """Every buffer, keys and values, by the name of the model's input.
+
+    Attributes:
+        slots: how many.
+        buffers, shapes: the whole buffer, and one slot's shape.
+        bindings: of the ranges of slots that have run: first, count, whether with logits → the caches' part
+            of a run's inputs and outputs, the latest last.
+    """
 
     slots: int
     buffers: dict[str, onnxruntime.OrtValue]
     shapes: dict[str, tuple[int, int, int]]
+    bindings: dict[tuple[int, int, bool], onnxruntime.IOBinding] = field(default_factory=dict)
 
     def rows(self, name: str, first: int, count: int) -> tuple[tuple[int, ...], int]:
         """The shape and address of some slots' part of a buffer."""
@@ -79,8 +88,10 @@ class OnnxExecutor:
             for it in self._session.get_inputs()
             if it.name.startswith("past_key_values.")
         }
-        self.vocab_size = int(self._session.get_outputs()[0].shape[-1])
+        self.vocab_size = int(self._session.get_outputs()[0].shape[-1])  # logits
         self.cache_spec = CacheSpec(settings.positions, layers, sequence_blocks=1)
+        self._argmax = any(it.name == "token_ids" for it in self._session.get_outputs())
+        self._scratch = np.empty((0, self.vocab_size), np.float32)
         self._cache: _Cache | None = None
 
     def block_bytes(self, kv_dtype: str | None = None) -> int:
@@ -155,20 +166,44 @@ class OnnxExecutor:
         self, run: _Run, step: StepInputs, cache: _Cache, places: Ints, logits: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
         """One run of the model: the likeliest tokens of some rows, and their logits if wanted."""
-        binding = self._session.io_binding()
+        binding = self._binding(cache, run.first, run.slots, logits)
         for name, array in run.inputs(step, self._settings.positions).items():
             binding.bind_cpu_input(name, array)
         binding.bind_cpu_input("logit_rows", places)
-        for name in self._pasts:
-            shape, address = cache.rows(name, run.first, run.slots)
-            place = (self._device, 0, np.float32, shape, address)
-            binding.bind_input(name, *place)
-            binding.bind_output(name.replace("past_key_values", "present"), *place)
-        for name in ("token_ids", "logits") if logits else ("token_ids",):
-            binding.bind_output(name, "cpu")
+        ids = np.empty(len(places), np.int64)
+        rows = self._rows(len(places), own=logits)
+        found = {"token_ids": ids} if self._argmax else {}
+        if logits or not self._argmax:
+            found["logits"] = rows
+        for name, array in found.items():
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._session.run_with_iobinding(binding)
-        found = [it.numpy() for it in binding.get_outputs()[len(self._pasts) :]]
-        return found[0], found[1] if logits else None
+        if not self._argmax:
+            ids = rows.argmax(-1)
+        return ids, rows if logits else None
+
+    def _rows(self, count: int, *, own: bool) -> NDArray[np.float32]:
+        """Room for logits [count, V]: the caller's own, or some that the next run writes over."""
+        if own:
+            return np.empty((count, self.vocab_size), np.float32)
+        if count > len(self._scratch):
+            self._scratch = np.empty((count, self.vocab_size), np.float32)
+        return self._scratch[:count]
+
+    def _binding(self, cache: _Cache, first: int, count: int, logits: bool) -> onnxruntime.IOBinding:
+        """A binding that has some slots' caches already: past and present are one buffer."""
+        binding = cache.bindings.pop((first, count, logits), None)
+        if binding is None:
+            binding = self._session.io_binding()
+            for name in self._pasts:
+                shape, address = cache.rows(name, first, count)
+                place = (self._device, 0, np.float32, shape, address)
+                binding.bind_input(name, *place)
+                binding.bind_output(name.replace("past_key_values", "present"), *place)
+            if len(cache.bindings) == _BINDINGS:
+                del cache.bindings[next(iter(cache.bindings))]
+        cache.bindings[first, count, logits] = binding
+        return binding
 
 
 @dataclass(frozen=True)

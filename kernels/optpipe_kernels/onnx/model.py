@@ -141,6 +141,14 @@ class ModelWriter:
             self._shared[key] = offset
         return offset
 
+    def rename(self, old: str, new: str) -> None:
+        """Call the output of a node otherwise, everywhere."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    if name == old:
+                        names[i] = new
+
     def has_tensor(self, name: str) -> bool:
         """Whether there is an initializer of that name."""
         return name in self._tensors

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .converter import ExportOptions
     from .executor import OnnxExecutor
 
-LAYOUT = 2  # of the files that are kept: a new number makes old ones of no use
+LAYOUT = 3  # of the files that are kept: a new number makes old ones of no use
 _POSITIONS = 4096  # of a slot at most, unless more are asked for
 
 
@@ -68,7 +68,10 @@ class OnnxTarget:
         context = context_of(artifact)
         positions = min(context, _POSITIONS) if slot_tokens is None else slot_tokens
         options = ExportOptions(
-            accuracy_level=4 if activations == "int8" else 0, context=max(positions, 1), rows="chosen"
+            accuracy_level=4 if activations == "int8" else 0,
+            context=max(positions, 1),
+            rows="chosen",
+            argmax=device == "cuda",  # a CPU's logits are here already
         )
         model = exported(artifact, options)
         layers = _layers(artifact)
