@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from .nodes import value
 
@@ -39,7 +40,7 @@ def new_symbol_tensor(
 
 def propagate(gm: fx.GraphModule) -> None:
     """Work every node's fake value out again from the inputs'."""
-    with fake_mode(gm):
+    with fake_mode(gm), enable_python_dispatcher():  # see optpipe.program.propagate
         for node in gm.graph.nodes:
             if node.op != "call_function":
                 continue

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from ..graph.nodes import is_call, path, set_constant, value
 from ..graph.propagate import fake_mode
@@ -96,7 +97,7 @@ class PassContext:
         node = self.gm.graph.call_function(target, args, kwargs)
         real_args = fx.node.map_arg(node.args, value)
         real_kwargs = fx.node.map_arg(node.kwargs, value)
-        with fake_mode(self.gm):
+        with fake_mode(self.gm), enable_python_dispatcher():  # see optpipe.program.propagate
             node.meta["val"] = target(*real_args, **real_kwargs)
         return node
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 
@@ -24,7 +25,8 @@ class Propagator:
         """What ``op`` gives. Raises whatever it raises."""
         key = (op, _signature(args), _signature(tuple(kwargs.items())))
         if key not in self._results:
-            with self.mode, torch.no_grad():
+            # In torch 2.11 linear's C++ refuses symbolic sizes; the Python dispatcher decomposes it.
+            with self.mode, enable_python_dispatcher(), torch.no_grad():
                 self._results[key] = op(*args, **kwargs)
         return self._results[key]
 

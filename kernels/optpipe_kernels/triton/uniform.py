@@ -72,7 +72,7 @@ def uniform(seed, index, attempt):
     v6 = v14 ^ constant(seed, 0x20657069, 0x7074706F)  # "optpipe " and "token", little end first
     v7 = v15 ^ constant(seed, 0x0000006E, 0x656B6F74)
     v12 = v12 ^ 24  # bytes of the message
-    v14 = ~v14  # the last block
+    v14 = v14 ^ constant(seed, 0xFFFFFFFF, 0xFFFFFFFF)  # the last block; triton 3.6 has no ~ of uint64
     # The slots of words 0, 1 and 2 in the schedules of rounds 0 to 11: 4 bits a round, the first one lowest.
     seeds = constant(seed, 0xA0F6, 0x9841D3A0)
     indices = constant(seed, 0x816C, 0x52E93D81)
