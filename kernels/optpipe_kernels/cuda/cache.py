@@ -6,11 +6,13 @@ f8, i8      float8 e4m3 and int8, with a scale a token and head [P, block, H_kv]
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from optpipe.dialect.row_wise_linear import rounded_rows
 from optpipe.errors import CapacityError
 from optpipe.targets.protocol import CacheSpec
 
@@ -36,6 +38,29 @@ class Stored:
 
     data: torch.Tensor
     scale: torch.Tensor | None = None
+
+
+Write = Callable[..., None]
+"""The body of ``kv_write``."""
+
+
+def write(body: Write, k: torch.Tensor, v: torch.Tensor, keys: Stored, values: Stored, slots: Any) -> None:
+    """Keys and values [T, H_kv, D] into their slots, rounded as kernels round them: what those must equal."""
+    if keys.scale is None or values.scale is None:
+        body(k, v, keys.data, values.data, slots)
+        return
+    kind = keys.data.dtype
+    (k, k_scale), (v, v_scale) = (rounded_rows(it.float(), kind) for it in (k, v))
+    codes = (it.to(kind).view(torch.int8) for it in (k, v))
+    body(*codes, keys.data.view(torch.int8), values.data.view(torch.int8), slots)
+    body(k_scale, v_scale, keys.scale.unsqueeze(-1), values.scale.unsqueeze(-1), slots)
+
+
+def widened(stored: Stored, dtype: torch.dtype) -> torch.Tensor:
+    """What a cache of 8 bits holds, [P, block, H_kv, D] in ``dtype``; a wider one as it is."""
+    if stored.scale is None:
+        return stored.data
+    return (stored.data.float() * stored.scale.unsqueeze(-1)).to(dtype)
 
 
 def kv_dtypes(dtype: torch.dtype) -> tuple[str, ...]:

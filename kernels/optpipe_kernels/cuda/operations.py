@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from optpipe.dialect import OPS
 from optpipe.errors import KernelError
 
+from . import cache
 from .attention import Layer, Lists
-from .cache import Stored, kv_dtypes
+from .cache import Stored
 from .recipes import Quantized, Recipe
 from .row_wise import RowWise
 from .steps import Step
@@ -246,7 +247,7 @@ class Operations:
 
         def run(k: Any, v: Any, keys: Stored, values: Stored, slots: Any) -> None:
             if kernel is None:
-                body(k, v, keys.data, values.data, slots)
+                cache.write(body, k, v, keys, values, slots)
             else:
                 kernel(k, v, keys.data, values.data, slots, k_scales=keys.scale, v_scales=values.scale)
 
@@ -254,7 +255,7 @@ class Operations:
 
     def rope_kv_write(self) -> Callable[..., torch.Tensor | None]:
         """``(q?, k, v, cos, sin, k_cache, v_cache, slots; interleaved) → the turned q``."""
-        kernel, cache = (self._kernel("rope_kv_write", name) for name in ("rope_kv_write", "Cache"))
+        kernel, room = (self._kernel("rope_kv_write", name) for name in ("rope_kv_write", "Cache"))
         rope, write = self.dialect("rope"), self.kv_write()
 
         def apart(
@@ -266,22 +267,23 @@ class Operations:
         def run(
             q: Any, k: Any, v: Any, cos: Any, sin: Any, keys: Any, values: Any, slots: Any, **kwargs: Any
         ) -> torch.Tensor | None:
-            if q is None or kernel is None or cache is None:
+            if q is None or kernel is None or room is None:
                 return apart(q, k, v, cos, sin, keys, values, slots, **kwargs)
-            into = cache(keys.data, values.data, slots, keys.scale, values.scale)
+            into = room(keys.data, values.data, slots, keys.scale, values.scale)
             return cast("torch.Tensor", kernel(q, k, v, cos, sin, into, **kwargs))
 
         return self._cast(run, (0, 1, 2))
 
     def paged_attention(self, layer: Layer) -> Callable[..., torch.Tensor]:
         """``(facts, q, …)``: the dialect's operands behind the lists of ``attention``."""
-        kernel = self._kernel("paged_attention", "paged_attention")
+        kernel, dtype = self._kernel("paged_attention", "paged_attention"), self.dtype
         if kernel is None:
             self.on_bodies.add("paged_attention")
             body = OPS["paged_attention"].body
 
             def by_body(_: Any, q: Any, keys: Stored, values: Stored, *args: Any, **kwargs: Any) -> Any:
-                return body(q, keys.data, values.data, *args, **kwargs)
+                whole = (cache.widened(it, dtype) for it in (keys, values))
+                return body(q, *whole, *args, **kwargs)
 
             return self._cast(by_body, (1,))
         function, invariant = kernel, self.batch_invariant
@@ -322,11 +324,7 @@ class Operations:
     @property
     def kv_dtypes(self) -> tuple[str, ...]:
         """How the cache can store numbers; the first is the default."""
-        names = kv_dtypes(self.dtype)
-        whole = self._kernel("rope_kv_write", "kv_write") and self._kernel(
-            "paged_attention", "paged_attention"
-        )
-        return names if whole else names[:1]
+        return cache.kv_dtypes(self.dtype)
 
     def invariant(self, steps: Iterable[Step]) -> bool:
         """Whether a row's bits are the same whatever else is in a step that is made of these."""

@@ -147,8 +147,12 @@ def _draft_memory(draft: Executor | None, needs: MemoryNeeds | None, cache: int)
     return DraftMemory(needs.weights, needs.workspace, size, blocks)
 
 
+_KV_ALIASES = {"fp8": "f8", "int8": "i8"}  # as other servers name them
+
+
 def _kv_dtype(executor: Executor, wanted: str | None) -> str:
     names = executor.kv_dtypes
+    wanted = None if wanted is None else _KV_ALIASES.get(wanted, wanted)
     if wanted is not None and wanted not in names:
         raise CapacityError(
             f"The target cannot keep its cache as '{wanted}'.", hint=f"it has {', '.join(names)}"

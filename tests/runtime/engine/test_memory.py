@@ -105,6 +105,14 @@ def test_a_kv_dtype_that_the_target_lacks():
     assert plan(Sized(), free=10**6, kv_dtype="i64").kv_dtype == "i64"
 
 
+@pytest.mark.parametrize(("asked", "given"), [("fp8", "f8"), ("int8", "i8"), ("i8", "i8")])
+def test_a_kv_dtype_by_the_name_that_others_have_for_it(asked, given):
+    class Eight(Sized):
+        kv_dtypes = ("bf16", "f8", "i8")
+
+    assert plan(Eight(), free=10**6, kv_dtype=asked).kv_dtype == given
+
+
 @pytest.mark.parametrize("text", ["", "x", "1Z", "-", "12 parsecs", "1e999", "nan"])
 def test_amounts_that_are_none(text):
     with pytest.raises(RequestError):
