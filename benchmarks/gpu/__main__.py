@@ -3,7 +3,7 @@
     python -m benchmarks.gpu [--only PART]… [--artifact DIR] [--output FILE]
     python -m benchmarks.gpu --dry-run        every part on the interpreter with tiny sizes: no figure counts
 
-Parts, each of which runs alone:
+Parts, each of which runs alone and ends when its time is over:
 
     tests       the kernels' tests that need a GPU (bf16 against float64, captured steps)
     autotune    the fastest tiles into the table of this GPU
@@ -11,28 +11,35 @@ Parts, each of which runs alone:
     linears     W4A16, W8A16, dense and row-wise layers beside cuBLAS and torch's int4
     model       an 8B shape with random weights, B = 1, 8, 64, 256, in 16, 8 and 4 bits; a compiled loop
     parity      greedy tokens of a small model beside the reference on the CPU
+    experts     routed experts, dense and in 4 bits
+    sampling    the greedy head, draws and log-probabilities beside torch's sort
+    rows        norms, rotary embedding and gated activations
 
 Nothing is downloaded and nothing of the card's settings is touched. The page goes to
-``benchmarks/results/<gpu>.md``; a dry run prints it.
+``benchmarks/results/<gpu>.md`` after every part; a dry run prints it.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .cases import Place, run_case
+from .cases import Place, Row, reason, run_case
+from .gpu_tests import gpu_tests
 from .machine import facts, place, slug
 
 RESULTS = Path(__file__).parents[1] / "results"
 ARTIFACT = Path("build/smollm2")
-PARTS = ("tests", "autotune", "attention", "linears", "model", "parity")
-SECONDS = {"tests": 120, "autotune": 60}  # that a part may take, where it can stop
+SECONDS = {
+    "tests": 110, "autotune": 80, "attention": 55, "linears": 60, "model": 100, "parity": 20,
+    "experts": 30, "sampling": 20, "rows": 15,
+}  # fmt: skip
+"""What a part may take, in the order in which they run: 490 together."""
 
 
 def main() -> int:
@@ -42,7 +49,7 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", action="append", choices=PARTS, help="a part; may be given again")
+    parser.add_argument("--only", action="append", choices=SECONDS, help="a part; may be given again")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU's interpreter")
     parser.add_argument(
         "--artifact", type=Path, help=f"of a small model, for parity  [{ARTIFACT} if it is there]"
@@ -53,23 +60,41 @@ def main() -> int:
     if where is None:
         print("there is no GPU here: --dry-run walks every part without one", file=sys.stderr)
         return 1
-    known = facts(where)
-    found: dict[str, Any] = {}
-    for part in options.only or PARTS:
+    known, found = facts(where), {}
+    command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
+    failed = False
+    for part in options.only or SECONDS:
         begun = time.perf_counter()
         print(f"{part} …", file=sys.stderr)
-        found[part] = _RUN[part](where, options)
+        try:
+            found[part] = _RUN[part](where, options, SECONDS[part])
+            failed |= where.dry and _broken(found[part])
+        except Exception as error:  # the other parts still say what they have to say
+            found[part], failed = {"failed": reason(error)}, True
         print(f"{part}: {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+        _write(known, found, command, where, options.output)
+    return int(failed)
+
+
+def _broken(part: dict[str, Any] | list[Row]) -> bool:
+    """Whether a row has no figure: in a dry run each must have one."""
+    return isinstance(part, list) and any(isinstance(row.ours, str) for row in part)
+
+
+def _write(
+    known: dict[str, Any], found: dict[str, Any], command: str, where: Place, output: Path | None
+) -> None:
+    """The page of what there is so far: to its file, or to stdout in a dry run."""
     from .report import page
 
-    text = page(known, found, " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]), dry=where.dry)
-    if not where.dry:
-        target = options.output or RESULTS / f"{slug(known['gpu'])}.md"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
-        print(f"wrote {target}", file=sys.stderr)
-    print(text)
-    return 0
+    text = page(known, found, command, dry=where.dry)
+    if where.dry and output is None:
+        print(text.partition(f"## {list(found)[-1]}")[2].strip(), flush=True)
+        return
+    target = output or RESULTS / f"{slug(known['gpu'])}.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
+    print(f"wrote {target}", file=sys.stderr)
 
 
 def _place(dry: bool) -> Place | None:
@@ -78,22 +103,11 @@ def _place(dry: bool) -> Place | None:
     return place(dry=dry) if dry or torch.cuda.is_available() else None
 
 
-def _tests(where: Place, options: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", "gpu"]
-    command += ["tests/kernels/triton", "tests/kernels/cuda", *(["--collect-only"] if where.dry else [])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS["tests"])
-    except subprocess.TimeoutExpired:
-        return {"tests": f"not over after {SECONDS['tests']} s"}
-    lines = done.stdout.strip().splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {
-        "tests": lines[-1] if lines else "nothing",
-        **{f"{i}": line for i, line in enumerate(failed[:20])},
-    }
+def _tests(where: Place, options: argparse.Namespace, seconds: float) -> dict[str, str]:
+    return gpu_tests(seconds, collect_only=where.dry)
 
 
-def _autotune(where: Place, options: argparse.Namespace) -> dict[str, Any]:
+def _autotune(where: Place, options: argparse.Namespace, seconds: float) -> dict[str, str]:
     import tempfile
 
     from optpipe_kernels.triton import tiles
@@ -101,44 +115,54 @@ def _autotune(where: Place, options: argparse.Namespace) -> dict[str, Any]:
     from .autotune import tune
 
     if not where.dry:
-        changed = tune(where, SECONDS["autotune"])
-        for cached in (tiles._cuda_key, tiles._rows):  # the parts after this one take what was found
-            cached.cache_clear()
-        return {f"rows changed, {name}": count for name, count in changed.items()}
+        try:
+            return tune(where, seconds)
+        finally:
+            for cached in (tiles._cuda_key, tiles._rows):  # the parts after this one take what was found
+                cached.cache_clear()
     with tempfile.TemporaryDirectory() as folder:
-        return dict(tune(where, SECONDS["autotune"], Path(folder)))
+        return tune(where, seconds, Path(folder))
 
 
-def _cases(module: str) -> Callable[[Place, argparse.Namespace], Any]:
-    def run(where: Place, options: argparse.Namespace) -> Any:
+def _cases(module: str) -> Callable[[Place, argparse.Namespace, float], list[Row]]:
+    def run(where: Place, options: argparse.Namespace, seconds: float) -> list[Row]:
         import importlib
 
         found = importlib.import_module(f".{module}", __package__)
-        return [run_case(case, where) for case in found.cases(where)]
+        return list(in_time((run_case(case, where) for case in found.cases(where)), seconds, dry=where.dry))
 
     return run
 
 
-def _model(where: Place, options: argparse.Namespace) -> Any:
+def in_time(rows: Iterator[Row], seconds: float, *, dry: bool = False) -> Iterator[Row]:
+    """Rows until the time is over, and then one that says so; a dry run has all."""
+    deadline = time.monotonic() + (math.inf if dry else seconds)
+    for row in rows:
+        yield row
+        if time.monotonic() > deadline:
+            yield Row("the rows after these", 0.0, f"not measured: {seconds:.0f} s were over", {}, None, None)
+            return
+
+
+def _model(where: Place, options: argparse.Namespace, seconds: float) -> list[Row]:
     from .end_to_end import rows
 
-    return list(rows(where))
+    return list(in_time(rows(where), seconds, dry=where.dry))
 
 
-def _parity(where: Place, options: argparse.Namespace) -> dict[str, Any]:
+def _parity(where: Place, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     from .parity import parity
 
     folder = options.artifact or (ARTIFACT if ARTIFACT.is_dir() and not where.dry else None)
     return parity(where, folder)
 
 
-_RUN: dict[str, Callable[[Place, argparse.Namespace], Any]] = {
+_RUN: dict[str, Callable[[Place, argparse.Namespace, float], Any]] = {
     "tests": _tests,
     "autotune": _autotune,
-    "attention": _cases("attention"),
-    "linears": _cases("linears"),
     "model": _model,
     "parity": _parity,
+    **{name: _cases(name) for name in ("attention", "linears", "experts", "sampling", "rows")},
 }
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool) ->
 
     def run() -> object:
         if not made:
-            made["call"] = torch.compile(flex_attention)
+            made["call"] = torch.compile(flex_attention, dynamic=False)
             made["mask"] = None
             if causal:
                 lengths = (q.shape[2], k.shape[2])

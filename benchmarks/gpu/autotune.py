@@ -1,144 +1,157 @@
-"""Tiles, warps and stages: every candidate timed, the best of each row of the table written for this GPU.
+"""Tiles, warps and stages: every candidate timed, the best of each row of the tables written for this GPU.
 
-What moves bits (the blocks in which k is walked, the span of keys) is not varied, so batch invariance stays.
+Candidates are compiled first, by as many processes as there are cores, into Triton's cache. One whose result
+has other bits than the row's own is not taken.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import replace
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
 import torch
 
-from optpipe_kernels.triton import dense_linear, greedy_head, quant_linear
 from optpipe_kernels.triton.launch import Launch
-from optpipe_kernels.triton.packing import repack
-from optpipe_kernels.triton.tiles import TABLES, Tile, device_key
+from optpipe_kernels.triton.tiles import TABLES, Tile
 
-from .cases import Place, Run, timed
+from .cases import Place, timed
+from .tunable import KERNELS, Table, candidates, place_key
 
-KERNELS: dict[str, tuple[ModuleType, dict[str, tuple[int, ...]]]] = {
-    "dense_linear": (dense_linear, {"BLOCK_N": (64, 128), "num_warps": (4, 8), "num_stages": (3, 4, 5, 6)}),
-    "quant_linear": (quant_linear, {"BLOCK_N": (64, 128), "num_warps": (4, 8), "num_stages": (3, 4, 5)}),
-    "greedy_head": (greedy_head, {"BLOCK_V": (64, 128), "num_warps": (4, 8), "num_stages": (3, 4, 5)}),
-}
-"""Kernel → its module, and what is varied around each row of its table."""
-
-ROWS = (16, 32, 64, 128, 1024)
+COMPILING = 0.5  # of the time, at most, before the first candidate is timed
 
 
-def tune(place: Place, seconds: float, folder: Path | None = None) -> dict[str, int]:
-    """Tune until the time is over, and write what was found → rows changed, by kernel.
+def tune(
+    place: Place, seconds: float, folder: Path | None = None, kernels: tuple[str, ...] = tuple(KERNELS)
+) -> dict[str, str]:
+    """Tune until the time is over, and write the tables that changed → what came of each kernel.
 
     Args:
         seconds: that it may take.
         folder: of the tables; this GPU's own among the checked-in ones when None.
+        kernels: which tables.
     """
     deadline = time.monotonic() + seconds
-    into = folder or _folder(place)
-    changed = {}
-    for kernel, (module, space) in KERNELS.items():
-        key = device_key(place.device)
-        path = TABLES / key.partition("/")[0] / f"{kernel}.json"
-        table = json.loads(path.read_text())
-        count = 0
-        for row in table:
-            if time.monotonic() > deadline:
-                break
-            runs = _runs(kernel, row, place)
-            if runs is not None:
-                count += _tuned(module, row, space, runs, place, deadline)
-        changed[kernel] = count
-        into.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(f"    {json.dumps(row)}" for row in table)
-        (into / f"{kernel}.json").write_text(f"[\n{lines}\n]\n")
-    return changed
+    into, found = folder or _folder(place), {}
+    tables = {kernel: _table(kernel, place) for kernel in kernels}
+    compiled = _compile_all(tables, place, COMPILING * seconds)
+    for left, (kernel, table) in zip(range(len(tables), 0, -1), tables.items(), strict=True):
+        now = time.monotonic()
+        changed, tried = _tune_table(kernel, table, place, now + max(0.0, deadline - now) / left)
+        if changed or folder:
+            into.mkdir(parents=True, exist_ok=True)
+            lines = ",\n".join(f"    {json.dumps(row)}" for row in table)
+            (into / f"{kernel}.json").write_text(f"[\n{lines}\n]\n")
+        found[kernel] = f"{changed} of {len(table)} rows changed, {tried} tiles timed"
+    return {**found, "compiled ahead": compiled}
+
+
+def _table(kernel: str, place: Place) -> list[Table]:
+    path = TABLES / place_key(place).partition("/")[0] / f"{kernel}.json"
+    rows: list[Table] = json.loads(path.read_text())
+    return rows
 
 
 def _folder(place: Place) -> Path:
     from .machine import slug
 
-    base = device_key(place.device).partition("/")[0]
+    base = place_key(place).partition("/")[0]
     return TABLES / base / slug(torch.cuda.get_device_properties(place.device).name)
 
 
-def _tuned(
-    module: ModuleType,
-    row: dict[str, Any],
-    space: dict[str, tuple[int, ...]],
-    runs: list[Run],
-    place: Place,
-    deadline: float,
-) -> int:
-    """Put the fastest candidate into a row → whether that is another than before."""
-    best, fastest = dict(row), _seconds(module, row, runs, place)
-    for candidate in _candidates(row, space, place):
+def _tune_table(kernel: str, table: list[Table], place: Place, deadline: float) -> tuple[int, int]:
+    """Put the fastest candidate into each row → rows that are others than before, candidates timed."""
+    changed = tried = 0
+    for row in table:
         if time.monotonic() > deadline:
             break
-        seconds = _seconds(module, candidate, runs, place)
-        if seconds < 0.98 * fastest:  # less is noise
-            best, fastest = candidate, seconds
-    different = best != row
-    row.update(best)
-    return int(different)
+        call = KERNELS[kernel].call(row, place)
+        if call is None:
+            continue
+        best, fastest, exact = dict(row), *_measured(kernel, row, call, place)
+        for candidate in islice(candidates(row, KERNELS[kernel].space), 2 if place.dry else None):
+            if time.monotonic() > deadline:
+                break
+            seconds, result = _measured(kernel, candidate, call, place)
+            tried += 1
+            if seconds < 0.98 * fastest and _same(result, exact, place):  # less is noise
+                best, fastest = candidate, seconds
+        changed += best != row
+        row.update(best)
+    return changed, tried
 
 
-def _candidates(
-    row: dict[str, Any], space: dict[str, tuple[int, ...]], place: Place
-) -> Iterator[dict[str, Any]]:
-    found = itertools.product(*space.values())
-    for values in itertools.islice(found, 2) if place.dry else found:
-        made = json.loads(json.dumps(row))
-        for name, value in zip(space, values, strict=True):
-            into = made["constants"] if name in made["constants"] else made
-            if name in into:
-                into[name] = value
-        if made != row:
-            yield made
+def _measured(kernel: str, row: Table, call: Any, place: Place) -> tuple[float, torch.Tensor | None]:
+    """Seconds and the result; infinite where it does not run."""
+    with using(kernel, row):
+        found = timed([call], place)
+        if isinstance(found, str):
+            return float("inf"), None
+        return found, call()
 
 
-def _seconds(module: ModuleType, row: dict[str, Any], runs: list[Run], place: Place) -> float:
-    with _using(module, Tile(row["constants"], row["num_warps"], row["num_stages"])):
-        found = timed(runs, place)
-    return found if isinstance(found, float) else float("inf")
+def _same(result: torch.Tensor | None, exact: torch.Tensor | None, place: Place) -> bool:
+    """Whether a candidate gives the row's own bits; the interpreter's products have bits of their own."""
+    if result is None or exact is None:
+        return result is not None
+    return place.dry or torch.equal(result, exact)
 
 
 @contextlib.contextmanager
-def _using(module: ModuleType, tile: Tile) -> Iterator[None]:
-    """The module's launches take this tile, whatever they ask for."""
-    with mock.patch.object(module, "tile", return_value=tile):
+def using(kernel: str, row: Table) -> Iterator[None]:
+    """Launches of this kernel take this row's tile, whatever their sizes; other kernels take their own."""
+    module = KERNELS[kernel].module
+    given, real = Tile(row["constants"], row["num_warps"], row["num_stages"]), module.tile
+
+    def tile(name: str, key: str, **bucket: int) -> Tile:
+        return given if name == kernel else real(name, key, **bucket)
+
+    with mock.patch.object(module, "tile", tile):
         yield
 
 
-def _runs(kernel: str, row: dict[str, Any], place: Place) -> list[Run] | None:
-    """The kernel on an 8B model's sizes, with rows that a table's row is for; None where it is for others."""
-    when = row["when"]
-    bound = when.get("rows", [None, None])
-    low, high = bound if isinstance(bound, list) else (bound, bound)
-    rows = next((it for it in ROWS if (low or 0) <= it <= (high or 1 << 30)), None)
-    if rows is None or when.get("invariant", 1) == 0 or row["constants"].get("GEMV"):
-        return None
-    rows = place.size(rows, 2)
-    make = {"device": place.device, "dtype": place.dtype}
-    n, k = (place.size(128256 if kernel == "greedy_head" else 28672, 128), place.size(4096, 256))
-    x = torch.randn(rows, k, **make)
-    packed = kernel == "quant_linear" or when.get("quantized") == 1
-    weight: Any = _packed(n, k, place) if packed else torch.randn(n, k, **make)
-    function: Callable[..., Any] = getattr(KERNELS[kernel][0], kernel)
-    return [lambda: function(x, weight)]
+def _compile_all(tables: dict[str, list[Table]], place: Place, seconds: float) -> str:
+    """Fill Triton's cache with the candidates, as far as the time goes."""
+    if place.dry:
+        return "nothing, in a dry run"
+    chip = int(place_key(place).partition("/")[0].removeprefix("sm_"))
+    major, minor = torch.cuda.get_device_capability(place.device)
+    if chip != 10 * major + minor:
+        return f"nothing: the table of sm_{chip} is used on another chip"
+    work = [
+        (kernel, row, place, chip)
+        for kernel, table in tables.items()
+        for own in table
+        for row in (own, *candidates(own, KERNELS[kernel].space))
+    ]
+    pool = ProcessPoolExecutor(min(16, os.cpu_count() or 1), mp_context=get_context("spawn"))
+    futures = [pool.submit(compile_candidate, *it) for it in work]
+    done = wait(futures, timeout=seconds).done
+    pool.shutdown(wait=False, cancel_futures=True)
+    failed = sum(future.exception() is not None for future in done)
+    return f"{len(done)} of {len(futures)} tiles" + (f", of which {failed} do not compile" if failed else "")
 
 
-def _packed(n: int, k: int, place: Place) -> Any:
-    words = torch.randint(0, 1 << 31, (n, k // 8), device=place.device, dtype=torch.int64).to(torch.int32)
-    scale = torch.rand(n, k // 128, device=place.device)
-    return repack(words, scale, bits=4, group=128, dtype=place.dtype)
+def compile_candidate(kernel: str, row: Table, place: Place, chip: int) -> int:
+    """Compile what a candidate launches, without a GPU → how many launches."""
+    nowhere, count = replace(place, device=torch.device("meta")), 0
 
+    def compiled(launch: Launch) -> None:
+        nonlocal count
+        count += 1
+        launch.compile(chip)
 
-__all__ = ["KERNELS", "Launch", "tune"]
+    with using(kernel, row), mock.patch.object(Launch, "run", compiled):
+        call = KERNELS[kernel].call(row, nowhere)
+        if call is not None:
+            call()
+    return count

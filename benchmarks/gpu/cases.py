@@ -50,6 +50,7 @@ class Case:
         others: the same by other means, by name.
         bytes, operations: the least that the work moves and computes.
         must, stretch: the goals, as a share of the floor's speed; None where there is none.
+        beside: which of ``others`` the goals are shares of instead; the floor's where empty.
         check: the relative error of ours against float64, computed once.
         bound: the largest that may be.
     """
@@ -61,6 +62,7 @@ class Case:
     operations: float = 0
     must: float | None = None
     stretch: float | None = None
+    beside: str = ""
     check: Callable[[], float] | None = None
     bound: float = 1e-2
 
@@ -101,13 +103,22 @@ def run_case(case: Case, place: Place) -> Row:
             return row
     row.ours = timed(case.ours, place)
     row.others = {name: timed(runs, place) for name, runs in case.others.items()}
+    if case.beside:
+        peer = row.others.get(case.beside)
+        share = row.floor / peer if isinstance(peer, float) and peer > 0 else None
+        row.must, row.stretch = (
+            None if share is None or goal is None else goal * share for goal in (case.must, case.stretch)
+        )
     return row
 
 
 def timed(runs: Sequence[Run], place: Place) -> float | str:
     """Seconds of one run, the median over replays of a graph that does each of ``runs`` once."""
     try:
-        return _graphed(runs) if place.device.type == "cuda" else _called(runs)
+        if place.device.type != "cuda":
+            return _called(runs)
+        _warm_up(runs)
+        return _graphed(runs)
     except Exception as error:
         return reason(error)
 
@@ -126,7 +137,8 @@ def _called(runs: Sequence[Run]) -> float:
     return time.perf_counter() - begun
 
 
-def _graphed(runs: Sequence[Run]) -> float:
+def _warm_up(runs: Sequence[Run]) -> None:
+    """Compile, make workspaces, and fail outside a capture, which would not survive it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -134,6 +146,9 @@ def _graphed(runs: Sequence[Run]) -> float:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
+
+
+def _graphed(runs: Sequence[Run]) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for run in runs:

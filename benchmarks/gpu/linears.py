@@ -87,10 +87,11 @@ def _others(place: Place, x: torch.Tensor, made: _Quantized) -> dict[str, list[R
     if place.dry:
         return {}
     n, k = made.weight.rows, made.weight.columns
-    dense = [torch.randn(n, k, device=place.device, dtype=place.dtype) for _ in range(2)]
+    make = {"device": place.device, "dtype": place.dtype}
+    dense = [torch.randn(n, k, **make) for _ in range(copies(2.0 * n * k, place))]
     found: dict[str, list[Run]] = {"cuBLAS bf16": [lambda w=w: F.linear(x, w) for w in dense]}  # type: ignore[misc]
     if made.bits == 4:
-        found["_weight_int4pack_mm"] = [_int4pack(x, n, k)]
+        found["_weight_int4pack_mm"] = [_int4pack(x, n, k) for _ in range(copies(0.5 * n * k, place))]
     return found
 
 
