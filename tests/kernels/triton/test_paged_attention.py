@@ -2,10 +2,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from triton.runtime import interpreter
 
 from optpipe.errors import KernelError
 from optpipe.testing import tolerance
@@ -22,18 +20,6 @@ OPTIONS = (
     {}, {"window": 7}, {"window": 40}, {"chunk": 24}, {"softcap": 3.0}, {"sinks": True}, {"alibi": True},
     {"sinks": True, "alibi": True, "softcap": 2.0, "window": 21},
 )  # fmt: skip
-
-
-@pytest.fixture
-def rows_apart(monkeypatch):
-    """Dots whose rows do not know each other, as a tensor core's; a BLAS sums by how many rows there are."""
-
-    def dot(self, a, b, d, *_):
-        left, right = (x.data.astype(np.float32) for x in (a, b))
-        rows = np.stack([np.add.reduce(row[:, None] * right, axis=0) for row in left])
-        return interpreter.TensorHandle(rows + d.data, d.dtype.scalar)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
 
 
 def near(found, wanted):
@@ -80,8 +66,8 @@ def test_the_shipped_tiles_equal_the_dialect(place):
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
 @pytest.mark.parametrize("options", [{}, {"softcap": 3.0, "alibi": True}], ids=["plain", "softcap"])
-def test_caches_of_eight_bits(device, kind, options):
-    operands = quantized(step(Layer(values=32), [1, 20], [SPAN + 9, 30], device=device, **options), kind)
+def test_caches_of_eight_bits(place, kind, options):
+    operands = quantized(step(Layer(values=32), [1, 20], [SPAN + 9, 30], **place, **options), kind)
     near(run(operands, rows=32), expected(operands))
 
 
@@ -134,7 +120,7 @@ def test_the_grid_does_not_change_a_bit(device, programs):
     [{}, {"window": 37, "sinks": True}, {"chunk": 48, "softcap": 3.0}],
     ids=("plain", "window", "chunk"),
 )
-@pytest.mark.usefixtures("rows_apart")
+@pytest.mark.usefixtures("chained_dots")
 def test_decode_verification_and_chunk_give_a_row_the_same_bits(options):
     prompt = step(Layer(), [3 * SPAN + 5, 40], [3 * SPAN + 5, 40], **options)
     whole = run(prompt, rows=32)
