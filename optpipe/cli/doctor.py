@@ -47,6 +47,7 @@ def command(artifact: Path | None, as_json: bool) -> int:
         "memory": memory(Path("/proc/meminfo")),
         "devices": devices(),
         "kernels": kernels(),
+        "targets": targets(),
         "plugins": plugins(),
     }
     if artifact is not None:
@@ -148,6 +149,20 @@ def kernels() -> list[dict[str, Any]]:
     ]
 
 
+def targets() -> list[dict[str, Any]]:
+    """The targets that ``--target`` takes, and why one cannot run here."""
+    return [
+        {
+            "name": it.name,
+            "devices": list(getattr(it.value, "devices", ("cpu",))),
+            "from": it.plugin.distribution,
+            "problem": getattr(it.value, "why_not", lambda: None)(),
+            "details": getattr(it.value, "details", dict)(),
+        }
+        for it in installed_plugins().targets().values()
+    ]
+
+
 def segments(path: Path) -> dict[str, Any]:
     """The instruction set that an artifact's plan would use, and the operations that torch would run."""
     from ..artifact import load_artifact
@@ -188,8 +203,10 @@ def _print(report: dict[str, Any]) -> None:
     for family in report["kernels"]:
         state, count = family["problem"] or "ready", len(family["ops"])
         click.echo(f"Kernels: {family['name']} for {family['device']}, {count} operations: {state}")
-        for name, value in family["details"].items():
-            click.echo(f"  {name}: {' '.join(value) if isinstance(value, list) else value}")
+        _print_details(family["details"])
+    for target in report["targets"]:
+        click.echo(f"Target: {target['name']}: {target['problem'] or 'ready'}")
+        _print_details(target["details"])
     click.echo(f"Plugins: {', '.join(report['plugins']['loaded'])}")
     for broken in report["plugins"]["broken"]:
         click.echo(f"Broken: {broken}")
@@ -200,6 +217,11 @@ def _print(report: dict[str, Any]) -> None:
         print_segments(report["artifact"])
     rows = [_version_row(it) for it in report["versions"]]
     print_table(["package", "installed", "wanted", "required", "problem"], rows)
+
+
+def _print_details(details: dict[str, Any]) -> None:
+    for name, value in details.items():
+        click.echo(f"  {name}: {' '.join(value) if isinstance(value, list) else value}")
 
 
 def _version_row(facts: dict[str, Any]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .converter import ExportOptions
     from .executor import OnnxExecutor
 
-LAYOUT = 3  # of the files that are kept: a new number makes old ones of no use
+LAYOUT = 4  # of the files that are kept: a new number makes old ones of no use
 _POSITIONS = 4096  # of a slot at most, unless more are asked for
 
 
@@ -34,6 +34,17 @@ class OnnxTarget:
         """Why it cannot run here, or None when it can."""
         name = missing()
         return None if name is None else f"the package '{name}' is not installed: pip install 'optpipe[onnx]'"
+
+    def details(self) -> dict[str, Any]:
+        """What it would run with: ONNX Runtime's version and its providers here."""
+        if missing() is not None:
+            return {}
+        import onnxruntime
+
+        return {
+            "onnxruntime": onnxruntime.__version__,
+            "providers": [str(it) for it in onnxruntime.get_available_providers()],
+        }
 
     def load_artifact(
         self,

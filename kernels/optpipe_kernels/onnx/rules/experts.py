@@ -1,6 +1,6 @@
 """Routed experts, expert by expert: the rows that chose one are gathered, and no other is computed.
 
-``QMoE`` routes by itself; here the router is part of the graph, as models differ there.
+Packed experts whose grid ``QMoE`` has are that one operator.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from optpipe.program.program import Arg, Node, WeightRef
 
 from ..converter import Converter, UnmappedError, argument, tensor_type
 from .arithmetic import activation
+from .qmoe import qmoe
 from .quantized import grid, product
 from .table import maps
 
@@ -33,6 +34,8 @@ def moe(c: Converter, node: Node) -> None:
 @maps("optpipe.quant_moe")
 def quant_moe(c: Converter, node: Node) -> None:
     """Experts with packed weights."""
+    if qmoe(c, node):
+        return
     bits = cast("int", node.kwargs["bits"])
     first = _packed(c, node.args[3:6], argument(node, 9, "gate_up_bias"), bits)
     second = _packed(c, node.args[6:9], argument(node, 10, "down_bias"), bits)
