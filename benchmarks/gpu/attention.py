@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from optpipe_kernels.triton.attention_work import plan_work
+from optpipe_kernels.triton.attention_work import Work, plan_work
 from optpipe_kernels.triton.paged_attention import Operands, attention_tiles, paged_attention
 from optpipe_kernels.triton.tiles import device_key
 
@@ -42,19 +42,19 @@ class _Paged:
             self.scales = torch.rand(self.keys.shape[:3], device=place.device) / 64
             self.keys, self.values = ((it * 8).clamp(-127, 127).to(kv) for it in (self.keys, self.values))
         self.sequences, self.length, self.tokens, self.width = sequences, length, tokens, width
+        self._work: dict[bool, Work] = {}
 
     def run(self, *, invariant: bool = True) -> torch.Tensor:
         shape = Operands(
             self.q, self.keys, self.values, self.starts, self.contexts, self.tables, scale=1.0
         ).shape
         tiles = attention_tiles(shape, device_key(self.q.device), batch_invariant=invariant)
-        if not hasattr(self, "work"):
-            self.work = plan_work(self.starts.tolist(), self.contexts.tolist(), shape, tiles).to(
-                self.q.device
-            )
+        if invariant not in self._work:  # made when the call is first tried, which is not captured
+            made = plan_work(self.starts.tolist(), self.contexts.tolist(), shape, tiles)
+            self._work[invariant] = made.to(self.q.device)
         return paged_attention(
             self.q, self.keys, self.values, self.starts, self.contexts, self.tables,
-            scale=self.width**-0.5, k_scales=self.scales, v_scales=self.scales, work=self.work,
+            scale=self.width**-0.5, k_scales=self.scales, v_scales=self.scales, work=self._work[invariant],
             batch_invariant=invariant,
         )  # fmt: skip
 

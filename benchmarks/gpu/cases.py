@@ -73,7 +73,7 @@ class Case:
 
 @dataclass
 class Row:
-    """What came of a case. Seconds; a text says why there is no figure."""
+    """What came of a case. Seconds; a text says why there is no figure. The note stands beside ours."""
 
     name: str
     floor: float
@@ -82,6 +82,7 @@ class Row:
     must: float | None
     stretch: float | None
     error: float | None = None
+    note: str = ""
 
     @property
     def reached(self) -> float | None:

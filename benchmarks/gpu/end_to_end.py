@@ -69,6 +69,7 @@ def _row(executor: CudaExecutor, place: Place, bits: int, batch: int, mode: str)
         row.must, row.stretch = floor / must, floor / stretch
     try:
         row.ours = decode(executor, batch, context, place.size(STEPS, 3), place.size(WARM, 1))
+        row.note = f"{batch / row.ours:,.0f} tokens a second"
     except Exception as error:
         row.ours = reason(error)
     return row
@@ -126,6 +127,7 @@ def _compiled_loop(place: Place, size: Size) -> Row:
     row = Row("a compiled loop with a static cache, bf16, B=1", floor, "", {}, None, None)
     try:
         row.ours = seconds_a_token(place, size, CONTEXT)
+        row.note = f"{1 / row.ours:,.0f} tokens a second"
     except Exception as error:
         row.ours = reason(error)
     return row

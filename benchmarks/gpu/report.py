@@ -38,7 +38,8 @@ def _table(rows: Sequence[Row], dry: bool) -> Iterator[str]:
     for row in rows:
         others = "; ".join(f"{name} {_time(it)}" for name, it in row.others.items())
         cells = (
-            row.name, _time(row.floor) if row.floor else "", _time(row.ours), _share(row.reached),
+            row.name, _time(row.floor) if row.floor else "",
+            f"{_time(row.ours)}{row.note and ', '}{row.note}", _share(row.reached),
             _share(row.must), _share(row.stretch), "" if row.error is None else f"{row.error:.1e}", others,
         )  # fmt: skip
         yield f"| {' | '.join(cells)} |"
