@@ -86,9 +86,9 @@ class Quant(Pass):
 
     def __post_init__(self) -> None:
         """Raises PipelineError where a scheme is given a grid that it does not have."""
-        given = {"bits": (self.bits, 8), "group": (self.group, -1), "zero": (self.zero, "none")}
-        given["algorithm"] = (self.algorithm, "rtn")
-        for option, (value, only) in given.items():
+        only_one = {"bits": 8, "group": -1, "zero": "none", "algorithm": "rtn"}
+        for option, only in only_one.items():
+            value = getattr(self, option)
             if self.scheme != "weights" and value not in (None, only):
                 raise PipelineError(
                     f"quant{{scheme={self.scheme}}} has {option}={only} and no other, got {option}={value}."

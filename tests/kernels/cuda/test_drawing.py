@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from optpipe.errors import RequestError
 from optpipe.targets.protocol import Draws
@@ -24,7 +25,8 @@ PARAMS = (
 
 
 def load(artifact, **options):
-    return CudaTarget().load_artifact(artifact, device="cpu", batch_invariant=False, **options)
+    options = {"device": "cpu", "batch_invariant": False, **options}
+    return CudaTarget().load_artifact(artifact, **options)
 
 
 def draws_of(indices):
@@ -43,8 +45,15 @@ def chosen(row, params, index):
     return choose(row, params, partial(uniform, params.seed, index), Scratch(len(row)))
 
 
-def test_the_tokens_are_the_samplers_of_the_same_logits(tiny, sequences):
-    executor = load(tiny("llama"))
+GPU = pytest.param(
+    "cuda",
+    marks=(pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")),
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_the_tokens_are_the_samplers_of_the_same_logits(tiny, sequences, device):
+    executor = load(tiny("llama"), device=device)
     assert executor.draws_tokens
     steps = sequences(executor, [TOKENS[:20], TOKENS[20:40], TOKENS[40:60]])
     step = steps.step([(b, 0, 12) for b in range(3)], rows=[11, 23, 35])

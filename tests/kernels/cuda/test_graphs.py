@@ -9,6 +9,13 @@ import torch
 from optpipe_kernels.cuda.graphs import Graphs, recorder_of, why_not_graphs
 from optpipe_kernels.cuda.target import CudaTarget
 
+PASSES = (
+    "paged",
+    "quant{group=32 zero=float head=8},paged",
+    "quant{scheme=w8a8},paged",
+    "quant{scheme=fp8},paged",  # compute capability 8.9
+)
+
 
 def test_a_body_is_recorded_once_and_replayed_on_its_own_memory(recorder):
     graphs, memory = Graphs(recorder), np.zeros(2)
@@ -37,7 +44,7 @@ def test_there_are_none_on_a_cpu():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("passes", ["paged", "quant{group=32 zero=float head=8},paged"])
+@pytest.mark.parametrize("passes", PASSES)
 def test_captured_steps_on_a_gpu_have_the_bits_of_uncaptured_ones(tiny, sequences, passes):
     artifact = tiny("llama", passes)
     tokens = [np.random.default_rng(b).integers(0, 250, 40) for b in range(3)]
@@ -59,7 +66,7 @@ def test_captured_steps_on_a_gpu_have_the_bits_of_uncaptured_ones(tiny, sequence
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("passes", ["paged", "quant{group=32 zero=float head=8},paged"])
+@pytest.mark.parametrize("passes", PASSES)
 def test_a_row_on_a_gpu_has_the_same_bits_in_any_step(tiny, sequences, passes):
     executor = CudaTarget().load_artifact(tiny("llama", passes), device="cuda")
     assert executor.batch_invariant
