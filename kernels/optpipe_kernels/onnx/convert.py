@@ -104,7 +104,7 @@ def _lengths_of_cache(c: Converter) -> None:
 
 def _lengths_given(c: Converter) -> None:
     """As the executor over slots says it: each row's length and its number of new tokens."""
-    for name in ("seqlens_k", "query_seqlens"):
+    for name in ("seqlens_k", "query_seqlens") if c.options.idle else ("seqlens_k",):
         c.shared[name] = c.writer.input(name, np.int32, ["batch"])
     c.shared["total_sequence_length"] = c.writer.input("total_sequence_length", np.int32, [])
     total = c.emit("Cast", c.shared["total_sequence_length"], to=7)

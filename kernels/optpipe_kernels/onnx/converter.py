@@ -39,6 +39,8 @@ class ExportOptions:
         rows: "last" computes the logits of each row's last token, "all" of every token, "chosen" of
             those that the input ``logit_rows`` names.
         argmax: put out each row's likeliest token too.
+        idle: with "chosen" rows, a slot may sit out a run; from ONNX Runtime 1.32 on.
+        experts: packed experts are ``QMoE`` where it has their grid; from ONNX Runtime 1.31 on.
     """
 
     microsoft: bool = True
@@ -46,6 +48,8 @@ class ExportOptions:
     context: int = 2048
     rows: str = "last"
     argmax: bool = False
+    idle: bool = True
+    experts: bool = True
 
 
 @dataclass

@@ -81,7 +81,7 @@ class OnnxExecutor:
         self, model: Path, layers: tuple[tuple[int, int, int], ...], weights: int, settings: Settings
     ) -> None:
         self._settings, self._weights = settings, weights
-        self._device = "cuda" if settings.provider == "cuda" else "cpu"
+        self.device = "cuda" if settings.provider == "cuda" else "cpu"
         self._session = _session(model, settings)
         self._pasts = {
             it.name: (int(it.shape[1]), settings.positions, int(it.shape[3]))
@@ -90,6 +90,7 @@ class OnnxExecutor:
         }
         self.vocab_size = int(self._session.get_outputs()[0].shape[-1])  # logits
         self.cache_spec = CacheSpec(settings.positions, layers, sequence_blocks=1)
+        self._idle = any(it.name == "query_seqlens" for it in self._session.get_inputs())
         self._argmax = any(it.name == "token_ids" for it in self._session.get_outputs())
         self._scratch = np.empty((0, self.vocab_size), np.float32)
         self._cache: _Cache | None = None
@@ -139,7 +140,7 @@ class OnnxExecutor:
         try:
             buffers = {
                 name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
-                    (slots, *shape), np.float32, self._device
+                    (slots, *shape), np.float32, self.device
                 )
                 for name, shape in shapes.items()
             }
@@ -151,7 +152,7 @@ class OnnxExecutor:
         ids = np.zeros(len(step.logit_rows), np.int64)
         rows = np.zeros((len(step.logit_rows), self.vocab_size), np.float32) if logits else None
         owner = np.searchsorted(step.query_start, step.logit_rows, side="right") - 1
-        for run in _runs(step):
+        for run in _runs(step, self._idle):
             wanted = np.flatnonzero(np.isin(owner, run.sequences))
             places = np.array(
                 [run.place(step, int(step.logit_rows[i]), int(owner[i])) for i in wanted], np.int64
@@ -167,7 +168,7 @@ class OnnxExecutor:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
         """One run of the model: the likeliest tokens of some rows, and their logits if wanted."""
         binding = self._binding(cache, run.first, run.slots, logits)
-        for name, array in run.inputs(step, self._settings.positions).items():
+        for name, array in run.inputs(step, self._idle).items():
             binding.bind_cpu_input(name, array)
         binding.bind_cpu_input("logit_rows", places)
         ids = np.empty(len(places), np.int64)
@@ -197,7 +198,7 @@ class OnnxExecutor:
             binding = self._session.io_binding()
             for name in self._pasts:
                 shape, address = cache.rows(name, first, count)
-                place = (self._device, 0, np.float32, shape, address)
+                place = (self.device, 0, np.float32, shape, address)
                 binding.bind_input(name, *place)
                 binding.bind_output(name.replace("past_key_values", "present"), *place)
             if len(cache.bindings) == _BINDINGS:
@@ -223,8 +224,8 @@ class _Run:
     sequences: tuple[int, ...]
     rows: tuple[int, ...]
 
-    def inputs(self, step: StepInputs, positions: int) -> dict[str, NDArray[Any]]:
-        """The model's inputs. A slot that sits out keeps its cache: it has no query."""
+    def inputs(self, step: StepInputs, idle: bool) -> dict[str, NDArray[Any]]:
+        """The model's inputs. A slot that sits out, where ``idle`` allows it, has no query."""
         shape = (self.slots, self.tokens)
         ids, at = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         queries, ends = np.zeros(self.slots, np.int32), np.zeros(self.slots, np.int32)
@@ -237,7 +238,7 @@ class _Run:
         return {
             "input_ids": ids,
             "position_ids": at,
-            "query_seqlens": queries,
+            **({"query_seqlens": queries} if idle else {}),
             "seqlens_k": ends,
             "total_sequence_length": longest,
         }
@@ -248,12 +249,18 @@ class _Run:
         return row * self.tokens + token - int(step.query_start[sequence])
 
 
-def _runs(step: StepInputs) -> Iterator[_Run]:
-    """A step's sequences by their number of new tokens, in ranges of slots with few holes."""
+def _runs(step: StepInputs, idle: bool) -> Iterator[_Run]:
+    """A step's sequences by their number of new tokens, in ranges of slots with few holes.
+
+    Args:
+        idle: a slot may sit out. Without it there are no holes, and chunks of prompts run one by one, as
+            attention takes rows of several new tokens and different lengths only then.
+    """
     counts = np.diff(step.query_start)
     for count in sorted(set(counts.tolist()) - {0}):
         members = sorted((int(step.block_tables[it, 0]), int(it)) for it in np.flatnonzero(counts == count))
-        for group in _ranges(members):
+        together = len(members) if idle or count == 1 else 1
+        for group in _ranges(members, _HOLES if idle else 0, together):
             first = group[0][0]
             yield _Run(
                 first,
@@ -264,10 +271,16 @@ def _runs(step: StepInputs) -> Iterator[_Run]:
             )
 
 
-def _ranges(members: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+def _ranges(members: Iterable[tuple[int, int]], holes: int, most: int) -> Iterator[list[tuple[int, int]]]:
+    """(slot, sequence) pairs in neighbouring slots.
+
+    Args:
+        holes: slots that may sit out, for each that takes part.
+        most: pairs of a range.
+    """
     group: list[tuple[int, int]] = []
     for slot, sequence in members:
-        if group and slot - group[0][0] > (1 + _HOLES) * len(group):
+        if group and (slot - group[0][0] > (1 + holes) * len(group) or len(group) == most):
             yield group
             group = []
         group.append((slot, sequence))

@@ -12,6 +12,17 @@ def missing() -> str | None:
     return next((it for it in ("onnx", "onnxruntime") if find_spec(it) is None), None)
 
 
+IDLE_ROWS = (1, 32)  # ``GroupQueryAttention`` takes ``query_seqlens``: a row of a batch may sit out a run
+ROUTED_EXPERTS = (1, 31)  # ``QMoE`` takes ``router_weights``, which the graph's router has made
+
+
+def runtime() -> tuple[int, ...]:
+    """The installed ONNX Runtime's version, its first two numbers."""
+    import onnxruntime
+
+    return tuple(int(it) for it in onnxruntime.__version__.split(".")[:2])
+
+
 def needed() -> None:
     """Raise unless everything is installed.
 

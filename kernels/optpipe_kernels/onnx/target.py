@@ -12,7 +12,7 @@ from optpipe.errors import ArtifactError, RequestError
 
 from ..cpu.cores import usable_cores
 from ..cpu.target import cache_folder
-from .install import missing, needed
+from .install import IDLE_ROWS, ROUTED_EXPERTS, missing, needed, runtime
 
 if TYPE_CHECKING:
     from optpipe.artifact import Artifact
@@ -83,6 +83,8 @@ class OnnxTarget:
             context=max(positions, 1),
             rows="chosen",
             argmax=device == "cuda",  # a CPU's logits are here already
+            idle=runtime() >= IDLE_ROWS,
+            experts=runtime() >= ROUTED_EXPERTS,
         )
         model = exported(artifact, options)
         layers = _layers(artifact)

@@ -12,9 +12,12 @@ from optpipe.targets.protocol import StepInputs
 from optpipe.testing import tiny_names
 
 pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
-from optpipe_kernels.onnx.target import OnnxTarget
+from optpipe_kernels.onnx import target  # noqa: E402
+from optpipe_kernels.onnx.converter import ExportOptions  # noqa: E402
+from optpipe_kernels.onnx.executor import OnnxExecutor, Settings  # noqa: E402
+from optpipe_kernels.onnx.target import OnnxTarget  # noqa: E402
 
 TOKENS = np.random.default_rng(0).integers(0, 250, 40)  # past every window
 BOUND = 2e-5  # of a logit near 1 to 10, both sides in float32
@@ -80,6 +83,59 @@ def test_a_step_mixes_prompts_chunks_and_single_tokens(tiny):
     found = executor.submit(step_of(pieces, TOKENS)).result().logits
     expected = np.concatenate([wanted[begin:end] for _, begin, end in pieces])
     assert np.abs(found - expected).max() < BOUND
+
+
+def test_an_older_runtime_has_no_row_that_sits_out(tiny, monkeypatch):
+    """Then runs have no holes, and chunks run one by one."""
+    monkeypatch.setattr(target, "runtime", lambda: (1, 30))
+    path = tiny("llama")
+    wanted = optpipe.load(path).logits(TOKENS)
+    executor = loaded(path)
+    executor.allocate(6)
+    executor.submit(step_of([(5, 0, 20), (1, 0, 7), (3, 0, 20)], TOKENS)).result()
+    pieces = [(0, 0, 9), (1, 7, 8), (3, 20, 21), (4, 0, 9), (5, 20, 24)]
+    found = executor.submit(step_of(pieces, TOKENS)).result().logits
+    expected = np.concatenate([wanted[begin:end] for _, begin, end in pieces])
+    assert np.abs(found - expected).max() < BOUND
+    found = executor.submit(step_of([(3, 21, 22), (1, 8, 9), (4, 9, 10)], TOKENS)).result().logits
+    assert np.abs(found - wanted[[21, 8, 9]]).max() < BOUND
+
+
+@pytest.mark.parametrize(
+    ("device", "providers"),
+    [("cpu", ["CPUExecutionProvider"]), ("cuda", ["CUDAExecutionProvider", "CPUExecutionProvider"])],
+)
+def test_the_device_chooses_the_provider(tiny, monkeypatch, device, providers):
+    """As with onnxruntime-gpu: what is asked of it, without a GPU to run on."""
+    asked = {}
+
+    def session(path, *options, providers):
+        if path.endswith("model.onnx"):
+            asked.update(model=path, providers=providers)
+        return real(path, *options, providers=["CPUExecutionProvider"])
+
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    executor = loaded(tiny("llama"), device=device)
+    assert asked["providers"] == providers
+    outputs = {it.name for it in real(asked["model"]).get_outputs()}
+    assert ("token_ids" in outputs) == (device == "cuda")  # a GPU's logits stay there
+    assert executor.device == device
+
+
+def test_a_model_that_chooses_tokens_itself(tiny):
+    """The form that a GPU runs, on a CPU."""
+    path = tiny("llama")
+    options = ExportOptions(context=64, rows="chosen", argmax=True)
+    model = target.exported(load_artifact(path), options)
+    executor = OnnxExecutor(model, loaded(path).cache_spec.layers, 0, Settings("cpu", 1, 64))
+    executor.allocate(2)
+    step = step_of([(0, 0, 9), (1, 0, 9)], TOKENS)
+    both, alone = executor.submit(step).result(), executor.submit(step, logits=False).result()
+    np.testing.assert_array_equal(both.token_ids, both.logits.argmax(-1))
+    np.testing.assert_array_equal(alone.token_ids, both.token_ids)
+    assert alone.logits is None
 
 
 def test_tokens_alone_come_without_logits(tiny):

@@ -60,7 +60,12 @@ def qmoe(c: Converter, node: Node) -> bool:
     """Write the operator where it fits; whether it did."""
     bits, act = cast("int", node.kwargs["bits"]), _activation(node)
     exact = bits == 4 or c.options.accuracy_level == 4  # of 8 bits there is no product with float activations
-    if not c.options.microsoft or act is None or not exact or not _every_id_fits(c, node):
+    if (
+        not (c.options.microsoft and c.options.experts)
+        or act is None
+        or not exact
+        or not _every_id_fits(c, node)
+    ):
         return False
     first, second = (experts_of(c, node.args[i : i + 3], bits) for i in (3, 6))
     if first is None or second is None:
