@@ -240,14 +240,14 @@ def _meta_step(
     count, slots, width, inner = shape
     meta: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16}
     sizes = (2 * inner, width), (width, inner)
-    matrices: list[Projection] = [
+    first, second = (
         _meta_pack(count, *it, group, biased) if group else Dense(torch.empty(count, *it, **meta))
         for it in sizes
-    ]
+    )
     x = torch.empty(tokens, width, **meta)
     experts = torch.empty(tokens, slots, device="meta", dtype=torch.int64)
     weights = torch.empty(tokens, slots, **meta)
-    return launches(x, experts, weights, *matrices, gating, torch.empty_like(x), key=key)
+    return launches(x, experts, weights, first, second, gating, torch.empty_like(x), key=key)
 
 
 def _meta_pack(count: int, rows: int, columns: int, group: int, biased: bool) -> Packed:
