@@ -95,23 +95,27 @@ struct Job {
     float *kept; /* where the tiles' parts go, or nullptr: they are joined to the thread's rows */
 };
 
-/* Blocks that are read after those at hand: their keys and values may be asked for now. */
+/* Blocks that are read after the tile at hand: their keys and values are asked for meanwhile. */
 struct Ahead {
     const int32_t *table;
     int64_t count, head;
+    int64_t each; /* for one block at hand */
 
     OPTPIPE_INLINE void fetch(const Cache &cache, int64_t b) const {
-        if (b >= count) return;
-        const char *memory = cache.head(table[b], head);
-        for (int64_t at = 0; at < cache.head_bytes; at += 64) prefetch(memory + at);
+        for (int64_t k = b * each; k < least(count, (b + 1) * each); ++k) {
+            const char *memory = cache.head(table[k], head);
+            for (int64_t at = 0; at < cache.head_bytes; at += 64) prefetch(memory + at);
+        }
     }
 };
 
-/* The blocks of the tile after this one, of this job or the next; none in a prompt, which finds its keys in a cache. */
-static OPTPIPE_INLINE Ahead ahead_of(const Attention &a, const Job &job, const Job *next, int64_t tile) {
+/* The tile after this one, whose blocks are `now`, of this job or the next; none in a prompt, which finds its keys in a
+ * cache. */
+static OPTPIPE_INLINE Ahead ahead_of(const Attention &a, const Job &job, const Job *next, int64_t tile, const Range &now) {
     const bool more = tile + 1 < job.tiles.end;
-    if (job.unit.tokens > 4 || (!more && next == nullptr)) return {nullptr, 0, 0};
+    if (job.unit.tokens > 4 || (!more && next == nullptr)) return {nullptr, 0, 0, 0};
     const Unit &u = more ? job.unit : next->unit;
-    const Range blocks = blocks_of(a, u, more ? tile + 1 : next->tiles.begin);
-    return {table_of(a, u) + blocks.begin, blocks.end - blocks.begin, u.head};
+    const Range then = blocks_of(a, u, more ? tile + 1 : next->tiles.begin);
+    const int64_t count = then.end - then.begin, held = now.end - now.begin;
+    return {table_of(a, u) + then.begin, count, u.head, (count + held - 1) / held};
 }

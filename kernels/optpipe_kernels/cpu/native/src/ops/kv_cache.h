@@ -60,12 +60,12 @@ static const char *check_cache(const Call &c, int k) {
     return nullptr;
 }
 
-/* n numbers as bfloat16, number d to d / group · step + d % group · near; the last group is filled up with zeros. */
-static OPTPIPE_INLINE void put_halves(const float *x, int64_t n, uint16_t *to, int64_t group, int64_t step, int64_t near) {
-    uint16_t halves[W];
+/* n numbers as bfloat16, two of them every `step` words; the last pair is filled up with zero. */
+static OPTPIPE_INLINE void put_pairs(const float *x, int64_t n, uint32_t *to, int64_t step) {
+    uint32_t pairs[W / 2];
     for (int64_t d = 0; d < n; d += W) {
-        store_bf16(halves, load_n(x + d, n - d));
-        for (int64_t k = 0; k < least(W, round_up(n, group) - d); ++k) to[(d + k) / group * step + (d + k) % group * near] = halves[k];
+        store_bf16((uint16_t *)pairs, load_n(x + d, n - d));
+        for (int64_t k = 0; k < least(W / 2, (n - d + 1) / 2); ++k) to[(d / 2 + k) * step] = pairs[k];
     }
 }
 
@@ -93,7 +93,7 @@ static OPTPIPE_INLINE void put_key(const Cache &cache, int64_t slot, int64_t h, 
     if (cache.dtype == OPTPIPE_I8)
         cache.scales(head)[row] = put_codes(x, n, (uint8_t *)head + row * 4, 4, cache.slots * 4, 1);
     else if (cache.dtype == OPTPIPE_BF16)
-        put_halves(x, n, (uint16_t *)head + row * 2, 2, cache.slots * 2, 1);
+        put_pairs(x, n, (uint32_t *)head + row, cache.slots);
     else
         for (int64_t d = 0; d < n; ++d) ((float *)head)[d * cache.slots + row] = x[d];
 }
@@ -103,7 +103,8 @@ static OPTPIPE_INLINE void put_value(const Cache &cache, int64_t slot, int64_t h
     if (cache.dtype == OPTPIPE_I8)
         cache.scales(head)[row] = put_codes(x, n, (uint8_t *)head + row / 4 * columns * 4 + row % 4, 1, 4, 0);
     else if (cache.dtype == OPTPIPE_BF16)
-        put_halves(x, n, (uint16_t *)head + row / 2 * columns * 2 + row % 2, 1, 2, 0);
+        for (int64_t d = 0; d < n; d += W)
+            store_every_other((uint16_t *)head + (row / 2 * columns + d) * 2 + row % 2, load_n(x + d, n - d), n - d);
     else
         memcpy((float *)head + row * columns, x, (size_t)n * 4);
 }

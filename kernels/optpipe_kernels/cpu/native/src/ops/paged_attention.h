@@ -49,7 +49,8 @@ template <int R, class Form> static void attend_tiles(const Attention &a, const 
     form.template begin<R>(a, job.unit, room.scratch);
     for (int64_t tile = job.tiles.begin; tile < job.tiles.end; ++tile) {
         const Part part = job.kept != nullptr ? part_at(job.kept + (tile - job.tiles.begin) * part_floats(a)) : room.tile;
-        form.template tile<R>(a, job.unit, slope, blocks_of(a, job.unit, tile), ahead_of(a, job, next, tile), part);
+        const Range blocks = blocks_of(a, job.unit, tile);
+        form.template tile<R>(a, job.unit, slope, blocks, ahead_of(a, job, next, tile, blocks), part);
         if (job.kept == nullptr) join(room.rows, part, R, a.values.columns);
     }
 }

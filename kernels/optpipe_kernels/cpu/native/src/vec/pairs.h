@@ -57,3 +57,16 @@ static OPTPIPE_INLINE V dot_pairs(V sum, P a, P b) { return fma(a.first, b.first
 static OPTPIPE_INLINE void store_halves(uint16_t *p, V x) { store_bf16(p, x); }
 static OPTPIPE_INLINE P first_of_pairs(P x) { return {x.first, zero()}; }
 #endif
+
+/* The first n of x, rounded, to every other bfloat16 from p on; what lies between them is not touched, for another
+ * thread may be writing it. */
+static OPTPIPE_INLINE void store_every_other(uint16_t *p, V x, int64_t n) {
+#ifdef OPTPIPE_PAIRS
+    const __mmask32 even = 0x55555555u & (n >= W ? ~0u : (1u << 2 * n) - 1);
+    _mm512_mask_storeu_epi16(p, even, _mm512_cvtepu16_epi32(narrow_fast(x)));
+#else
+    uint16_t halves[W];
+    store_bf16(halves, x);
+    for (int64_t k = 0; k < W && k < n; ++k) p[2 * k] = halves[k];
+#endif
+}
