@@ -208,6 +208,15 @@ def test_verify_measures_a_target_where_that_runs_by_itself(quantized, capsys):
     assert report["holds"]
 
 
+def test_verify_knows_that_noise_turns_codes_of_activations_over(model, tmp_path, capsys):
+    """Optimized with every contract checked, too: the passes behind quant are lossless."""
+    pipeline, folder = "quant{scheme=w8a8},paged", tmp_path / "rows"
+    assert run(["optimize", str(model), "--passes", pipeline, "--max-kld", "9", "-o", str(folder)]) == 0
+    report = answer(capsys, "verify", folder, "--target", "cpu")
+    assert report["holds"]
+    assert "rounding activations is" in report["checks"][-1]["detail"]
+
+
 def test_verify_names_the_file_with_a_flipped_byte(quantized, tmp_path, capsys):
     copy = shutil.copytree(quantized, tmp_path / "copy")
     data = bytearray((copy / "model.safetensors").read_bytes())
