@@ -127,6 +127,8 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
         for driver in drivers.values():
             driver.close()
     exported = {name: rates.pop(name) for name in EXPORTED if name in rates}
+    if exported:
+        exported["builder"] = rates["peer"]
     return ({"exported": exported} if exported else {}) | {
         "form": variant.form,
         "settings": variant.settings,

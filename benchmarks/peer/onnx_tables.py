@@ -31,7 +31,7 @@ def exported(data: dict[str, Any]) -> list[str]:
 
 
 def _row(record: Record, cell: str) -> list[str]:
-    builder = record["peer"][cell]
+    builder = record["exported"]["builder"][cell]
     columns = [FORMS[record["form"]].text, cell, spread(builder)]
     for name in EXPORTED:
         rates = record["exported"][name][cell]
