@@ -41,7 +41,10 @@ def print_plan(report: dict[str, Any]) -> None:
         click.echo(f"measured: {report['seconds'] * 1e3:.3f} ms with {report['threads']} threads")
         click.echo(
             f"this machine: reads {human_bytes(limits['bytes_per_second'])}/s from memory, "
+            f"{human_bytes(limits['cache_bytes_per_second'])}/s from the last-level cache "
+            f"({human_bytes(limits['cache_bytes'])}), "
             f"{limits['int8_operations_per_second'] / 1e9:.0f} G operations/s on int8, "
+            f"{limits['bfloat16_operations_per_second'] / 1e9:.0f} G on bfloat16, "
             f"{limits['float32_operations_per_second'] / 1e9:.0f} G on float32"
         )
     print_table(*_table(report), right=["bytes", "operations", "µs", "of the limit"])

@@ -1,6 +1,8 @@
 """What an instruction costs at least: the bytes it must move and the operations it must do.
 
 A weight is read once a step, activations are read and written once, of the cache only what is visible counts.
+Operations are those on the numbers that the kernels multiply: two planes of int8 for an activation of 15 bits
+are twice as many (native/src/ops/quantize.h).
 What a kernel does beyond that (unpacking, a second pass) is its own affair: a fraction of the machine's limit
 that comes from these figures is a fraction of the best that any kernel could do.
 """
@@ -16,8 +18,10 @@ from optpipe.program.types import DTYPE_BYTES
 from .lowering.extent import Extent, Unit
 from .lowering.instruction import Step
 from .lowering.view import View
+from .pack import quantized_bytes
 
-_GATHERS = ("embedding", "index_select", "gather")
+_GATHERS = ("index_select", "gather")
+_FLOATS = {16: "bf16", 32: "f32"}  # by bits of a weight
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class Cost:
     Attributes:
         bytes: read and written.
         operations: multiplications and additions, or one an element for what is not a product.
-        whole: they are products of 8-bit numbers.
+        numbers: what is multiplied: "int8", "bf16" or "f32".
+        stored: of the bytes, those of weights and of the cache: activations of a step stay near.
     """
 
     bytes: int
     operations: int
-    whole: bool = False
+    numbers: str = "f32"
+    stored: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,15 +72,49 @@ def cost_of(kernel: str, step: Step, sizes: Sizes) -> Cost:
         return _attention(step, sizes, moved)
     if kernel in ("kv_write", "rope_kv_write"):
         caches = [view for view in step.writes if view is not None and _is_cache(view)]
-        stored = sum(_token(view) for view in caches) * sizes.tokens
-        return Cost(moved + stored * DTYPE_BYTES[caches[0].dtype], written + stored)
+        stored = sum(_token_bytes(view) for view in caches) * sizes.tokens
+        numbers = sum(_token(view) for view in caches) * sizes.tokens
+        return Cost(moved + stored, written + numbers, stored=stored)
     if kernel == "moe":
         return _experts(step, sizes, moved)
-    return Cost(moved, written)
+    if kernel == "embedding":  # rows of a packed weight, and the same rows as floats
+        return _rows(step, sizes)
+    stored = moved // 2 if kernel in _GATHERS else _stored(step, sizes)
+    return Cost(moved, written, stored=stored)
 
 
 def _is_cache(view: View) -> bool:
     return getattr(view.place, "kind", "") == "cache"
+
+
+def _token_bytes(cache: View) -> int:
+    """Bytes of one token in a cache; each head of 8-bit numbers has a scale in float32."""
+    heads = cache.size[2].factor if cache.dtype == "i8" else 0
+    return _token(cache) * DTYPE_BYTES[cache.dtype] + 4 * heads
+
+
+def _stored(step: Step, sizes: Sizes) -> int:
+    """Bytes of weights that an instruction reads."""
+    views = [view for view in step.reads if view is not None and _is_weight(view)]
+    return sum(sizes.elements(view) * DTYPE_BYTES[view.dtype] for view in views)
+
+
+def _is_weight(view: View) -> bool:
+    return getattr(view.place, "kind", "") == "weight"
+
+
+def _rows(step: Step, sizes: Sizes) -> Cost:
+    """Rows of a packed table: their share of its bytes, and the floats that they become."""
+    table, (out,) = step.reads[1], step.writes
+    assert table is not None and out is not None, "an embedding reads a table"
+    rows = sizes.elements(out) // _ints(step)[1]
+    stored = sizes.elements(table) * rows // _ints(step)[0]
+    return Cost(stored + 4 * sizes.elements(out), sizes.elements(out), stored=stored)
+
+
+def _planes(row: View, inputs: int) -> int:
+    """Of the rounded activations [rows, bytes] of K inputs."""
+    return row.size[1].factor // quantized_bytes(inputs)
 
 
 def _token(cache: View) -> int:
@@ -88,7 +128,10 @@ def _product(kernel: str, step: Step, sizes: Sizes, moved: int) -> Cost:
     assert x is not None, f"{kernel} reads rows"
     halves = 2 if "gated" in kernel else 1
     operations = 2 * halves * outputs * inputs * sizes.count(x.size[0])
-    return Cost(moved, operations, kernel.startswith("quant_"))
+    stored = _stored(step, sizes)
+    if kernel.startswith("quant_"):
+        return Cost(moved, operations * _planes(x, inputs), "int8", stored)
+    return Cost(moved, operations, _FLOATS[_ints(step)[2]], stored)
 
 
 def _attention(step: Step, sizes: Sizes, moved: int) -> Cost:
@@ -100,19 +143,24 @@ def _attention(step: Step, sizes: Sizes, moved: int) -> Cost:
     width = keys.size[3].factor + values.size[3].factor
     heads = query.size[1].factor
     reach = min([sizes.context, *(limit + sizes.tokens for limit in limits)])
-    read = reach * (_token(keys) + _token(values)) * DTYPE_BYTES[keys.dtype]
-    return Cost(moved + read, 2 * heads * width * sum(seen))
+    read = reach * (_token_bytes(keys) + _token_bytes(values))
+    numbers = {"i8": "int8", "bf16": "bf16"}.get(keys.dtype, "f32")
+    planes = 2 if numbers == "int8" else 1  # of queries and of weights: attention_int8.h
+    return Cost(moved + read, 2 * heads * width * sum(seen) * planes, numbers, read)
 
 
 def _experts(step: Step, sizes: Sizes, moved: int) -> Cost:
-    count, inputs, inner, outputs, bits, _, _, _, gated, *_ = _ints(step)
+    count, inputs, inner, outputs, bits, _, _, _, gated, _, *planes = _ints(step)
     chosen, gate_up, down = step.reads[1], step.reads[3], step.reads[4]
     assert chosen is not None and gate_up is not None and down is not None, "experts are chosen"
     pairs = sizes.tokens * sizes.count(chosen.size[1])
     weights = sizes.elements(gate_up) + sizes.elements(down)
     unread = weights - weights * min(count, pairs) // count
     operations = 2 * pairs * (inputs * inner * (2 if gated else 1) + inner * outputs)
-    return Cost(moved - unread, operations, bits < 16)
+    stored = _stored(step, sizes) - unread
+    if bits >= 16:  # bfloat16 is widened: moe.h
+        return Cost(moved - unread, operations, stored=stored)
+    return Cost(moved - unread, operations * (planes[0] if planes else 1), "int8", stored)
 
 
 def _ints(step: Step) -> tuple[int, ...]:

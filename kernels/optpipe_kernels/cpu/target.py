@@ -112,6 +112,7 @@ class CpuTarget:
         profile: bool = False,
         tokens: int = 1,
         context: int = 128,
+        activations: str = "int16",
         **options: Any,
     ) -> dict[str, Any]:
         """What ``optpipe inspect --plan`` prints: every instruction of one sequence's step.
@@ -121,14 +122,17 @@ class CpuTarget:
             profile: also run it, and say how long each instruction takes; options are then those of loading.
             tokens: new tokens of the step.
             context: tokens of the sequence with the new ones.
+            activations: as for loading.
         """
         from .report import describe, profiled
 
+        program, step = as_packed(artifact.program), {"tokens": tokens, "context": context}
+        step["planes"] = _planes(activations)
         if not profile:
-            return describe(as_packed(artifact.program), tokens=tokens, context=context)
-        executor = self.load_artifact(artifact, **options)
+            return describe(program, **step)
+        executor = self.load_artifact(artifact, activations=activations, **options)
         try:
-            return profiled(as_packed(artifact.program), executor, tokens=tokens, context=context)
+            return profiled(program, executor, **step)
         finally:
             executor.close()
 
@@ -149,9 +153,13 @@ class CpuTarget:
 
 
 def _lowered(program: Program, activations: str) -> Lowerings:
+    return Lowerings(as_packed(program), _planes(activations))
+
+
+def _planes(activations: str) -> int:
     if activations not in ACTIVATIONS:
         raise RequestError(f"The cpu target rounds activations to int8 or int16, not to '{activations}'.")
-    return Lowerings(as_packed(program), ACTIVATIONS[activations])
+    return ACTIVATIONS[activations]
 
 
 @contextmanager

@@ -45,6 +45,7 @@ static const Entry TABLE[] = {
     {"machine_read", machine_read, check_machine_read},
     {"machine_dots", machine_dots, check_machine},
     {"machine_fmas", machine_fmas, check_machine},
+    {"machine_pairs", machine_pairs, check_machine},
     {"neg", unary<Neg>, check_unary},
     {"abs", unary<Abs>, check_unary},
     {"sqrt", unary<Sqrt>, check_unary},

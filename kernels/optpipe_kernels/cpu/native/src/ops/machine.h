@@ -4,6 +4,8 @@
  * machine_dots(out) | repeats: every thread does repeats × 12 × W × 8 multiplications and additions of int8, operands in
  * registers, in 12 independent sums.
  * machine_fmas(out) | repeats: every thread does repeats × 12 × W × 2 in float32.
+ * machine_pairs(out) | repeats: every thread does repeats × 12 × W × 4 on bfloat16, as linear does: in pairs where the
+ * processor has them, else widened.
  *
  * out [64] f32 takes what keeps the compiler from leaving the work out.
  */
@@ -54,12 +56,36 @@ static void machine_fmas(const Call &c, int thread, int) {
     enum { SUMS = 12 }; /* of 16 registers */
     V sums[SUMS];
     for (int k = 0; k < SUMS; ++k) sums[k] = set1((float)k);
-    float factor = 0.5f;
+    V factor = set1(0.5f), one = set1(1.0f);
     for (int64_t n = 0; n < c.i[0]; ++n) {
+#ifdef __AVX2__
+        asm volatile("" : "+x"(factor), "+x"(one)); /* in registers: a load for each sum would be measured instead */
+#else
         asm volatile("" : "+m"(factor));
+#endif
 #pragma GCC unroll 12
-        for (int k = 0; k < SUMS; ++k) sums[k] = fma(sums[k], set1(factor), set1(1.0f));
+        for (int k = 0; k < SUMS; ++k) sums[k] = fma(factor, one, sums[k]);
     }
     for (int k = 1; k < SUMS; ++k) sums[0] = sums[0] + sums[k];
     c.at<float>(0)[thread % 64] = sum(sums[0]);
+}
+
+static void machine_pairs(const Call &c, int thread, int threads) {
+#ifdef OPTPIPE_PAIRS
+    (void)threads;
+    enum { SUMS = 12 }; /* of 16 registers */
+    V sums[SUMS];
+    for (int k = 0; k < SUMS; ++k) sums[k] = set1((float)k);
+    uint32_t pair = 0x3f003f00; /* a half, twice */
+    P w = set1_pair(&pair), x = w;
+    for (int64_t n = 0; n < c.i[0]; ++n) {
+        asm volatile("" : "+v"(w), "+v"(x));
+#pragma GCC unroll 12
+        for (int k = 0; k < SUMS; ++k) sums[k] = dot_pairs(sums[k], w, x);
+    }
+    for (int k = 1; k < SUMS; ++k) sums[0] = sums[0] + sums[k];
+    c.at<float>(0)[thread % 64] = sum(sums[0]);
+#else
+    for (int half = 0; half < 2; ++half) machine_fmas(c, thread, threads);
+#endif
 }
