@@ -5,7 +5,12 @@
 #include <float.h>
 #include <math.h>
 #include <string.h>
+/* GCC 12 warns of its own header, where an undefined vector is one that is initialized with itself. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 namespace optpipe {
 namespace avx512vnni {
