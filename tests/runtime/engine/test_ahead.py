@@ -239,7 +239,8 @@ def test_what_needs_the_logits_is_sampled_on_the_host(make_engine, more):
     texts, executors = [], (TapeExecutor(), tape(draws_tokens=True))
     for executor in executors:
         asked = [[1, 2, 3], [4, 5]]
-        handles = [make_engine(executor).submit(it, params) for it in asked]
+        engine = make_engine(executor)
+        handles = [engine.submit(it, params) for it in asked]
         texts.append([it.result().completions[0].token_ids for it in handles])
     assert texts[0] == texts[1]
     assert executors[1].drawn == 0
