@@ -173,7 +173,7 @@ class OnnxExecutor:
         binding.bind_cpu_input("logit_rows", places)
         ids = np.empty(len(places), np.int64)
         rows = self._rows(len(places), own=logits)
-        found = {"token_ids": ids} if self._argmax else {}
+        found: dict[str, NDArray[Any]] = {"token_ids": ids} if self._argmax else {}
         if logits or not self._argmax:
             found["logits"] = rows
         for name, array in found.items():

@@ -132,7 +132,8 @@ def _integers(grids: list[Grid], bits: int) -> NDArray[np.uint8] | None:
         return codes
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros((*codes.shape[:-1], 1), np.uint8)], axis=-1)
-    return codes[..., 0::2] | codes[..., 1::2] << 4
+    pairs: NDArray[np.uint8] = np.bitwise_or(codes[..., 0::2], codes[..., 1::2] << 4, dtype=np.uint8)
+    return pairs
 
 
 def _write(
