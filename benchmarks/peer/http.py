@@ -142,12 +142,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             return
 
 
-def _optpipe(form: str, activations: str) -> Callable[[Path, Shelf], Start]:
+def _optpipe(form: str, activations: str, cache_dtype: str) -> Callable[[Path, Shelf], Start]:
     def start(cache: Path, shelf: Shelf) -> Start:
         command = [sys.executable, "-m", "optpipe", "serve", str(shelf.optpipe(form)), "--port", "{port}"]
         command += ["--target", "cpu", "--threads", str(THREADS), "--activations", activations]
-        command += ["--max-num-seqs", str(CLIENTS)]
-        return Start(command, f"{FORMS[form].text}; activations {activations}", metadata.version("optpipe"))
+        command += ["--max-num-seqs", str(CLIENTS), "--kv-dtype", cache_dtype]
+        text = f"{FORMS[form].text}; activations {activations}, cache {cache_dtype}"
+        return Start(command, text, metadata.version("optpipe"))
 
     return start
 
@@ -233,8 +234,9 @@ def _version(interpreter: Path, package: str) -> str:
 
 
 SERVERS: dict[str, Callable[[Path, Shelf], Start]] = {
-    "optpipe": _optpipe("int4-4", "int8"),
-    "optpipe, default": _optpipe("default", "int16"),
+    "optpipe": _optpipe("int4-4", "int8", "bf16"),
+    "optpipe, cache i8": _optpipe("int4-4", "int8", "i8"),
+    "optpipe, default": _optpipe("default", "int16", "f32"),
     "llama-server": _llama_server,
     "llama-cpp-python": _llama_cpp_python,
     "vLLM CPU": _vllm,
