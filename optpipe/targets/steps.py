@@ -86,7 +86,7 @@ def check_step(step: StepInputs, blocks: int, block_size: int, vocab_size: int, 
 
 
 def _tables_fit(step: StepInputs, blocks: int, block_size: int) -> bool:
-    """Whether every sequence has blocks of the cache for its tokens: all of them at once, for every step asks."""
+    """Whether every sequence has blocks of the cache for its tokens. Every step asks, so all at once."""
     lengths, tables = step.context_lens, step.block_tables
     used = -(-lengths // block_size)
     if (lengths < np.diff(step.query_start)).any() or (used > tables.shape[1]).any():

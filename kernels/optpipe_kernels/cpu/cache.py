@@ -15,7 +15,8 @@ def cache_bytes(block: int, heads: int, width: int, dtype: str, *, keys: bool) -
         heads: H_kv.
         width: D.
         dtype: one of ``CACHE_DTYPES``.
-        keys: keys lie column by column, values row by row; each pads its rows, keys of few bits their columns too.
+        keys: keys lie column by column, values row by row; each pads its rows, keys of few bits
+            their columns too.
 
     >>> cache_bytes(16, 3, 64, "f32", keys=True), cache_bytes(16, 3, 64, "i8", keys=False)
     (12288, 3264)

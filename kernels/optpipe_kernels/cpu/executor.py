@@ -229,7 +229,7 @@ class CpuExecutor:
 
 
 def _inputs(plan: Plan, wanted: Mapping[External, str]) -> list[tuple[str, int, np.dtype[Any]]]:
-    """Where a step's arrays go: (its name, its place in the plan, its dtype), without those that the plan lacks."""
+    """Where arrays of a step go, if the plan has them: (name, place in the plan, dtype)."""
     found = []
     for field in fields(StepInputs):
         external = External("input", INPUTS.get(field.name, field.name))
