@@ -21,7 +21,7 @@ from .watch import Watch
 
 DRIVERS = Path(__file__).parent / "drivers"
 SETTLE = 0.1  # seconds between two processes: threads that spin go to sleep
-PRODUCTS = 0.7  # seconds a cell
+PRODUCTS = 0.4  # seconds a cell and round
 RUNS = 15  # steps of a profile
 EXPORTED = ("generator", "target")  # what runs optpipe's ONNX export beside ONNX Runtime GenAI's own model
 KINDS = ("products", "attention", "other", "step")
@@ -118,8 +118,8 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
             drivers[it.name] = our_driver(shelf, it)
         if peer.kind == "onnx":
             drivers |= through_onnx(shelf, variant.form, python)
-        rates = interleave(drivers, rounds)
-        bounds = {it.name: products(drivers[it.name]) for it in mine}
+        bounds = {it.name: Bounds(drivers[it.name]) for it in mine}
+        rates = interleave(drivers, rounds, bounds)
         shares = {it.name: profile(drivers[it.name]) for it in mine}
         hello = drivers["peer"].hello
         memory = drivers["peer"].ask("prompt", tokens=8)["peak_mb"]
@@ -139,7 +139,7 @@ def compare(shelf: Shelf, peer: Peer, variant: Variant, python: Path | str, roun
         "at": datetime.now(UTC).isoformat(timespec="minutes"),
         "peer": rates.pop("peer"),
         "ours": rates,
-        "products": bounds,
+        "products": {name: it.found() for name, it in bounds.items()},
         "profile": shares,
     }
 
@@ -161,8 +161,39 @@ def through_onnx(shelf: Shelf, form: str, python: Path | str) -> dict[str, Drive
     }
 
 
-def interleave(drivers: dict[str, Driver], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Tokens a second: driver → cell → a rate a round. One round before them does not count."""
+class Bounds:
+    """What the matrix products alone allow, by cell: measured beside the steps that they bound, each round."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._answers: dict[str, list[dict[str, Any]]] = {}
+
+    def measure(self, cell: Cell) -> None:
+        """Once more."""
+        tokens = PROMPT if cell.steps == 0 else cell.batch
+        answer = self._driver.ask("products", batch=cell.batch, tokens=tokens, seconds=PRODUCTS)
+        self._answers.setdefault(cell.name, []).append(answer | {"rate": tokens / answer["seconds"]})
+
+    def found(self) -> dict[str, dict[str, float]]:
+        """By cell: the median of tokens a second, and bytes and operations of a step."""
+        return {
+            name: {
+                "rate": round(statistics.median(it["rate"] for it in answers), 2),
+                "bytes": answers[0]["bytes"],
+                "operations": answers[0]["operations"],
+            }
+            for name, answers in self._answers.items()
+        }
+
+
+def interleave(
+    drivers: dict[str, Driver], rounds: int, bounds: dict[str, Bounds]
+) -> dict[str, dict[str, list[float]]]:
+    """Tokens a second: driver → cell → a rate a round. One round before them does not count.
+
+    Args:
+        bounds: by the names of drivers, measured after each of their rates.
+    """
     found: dict[str, dict[str, list[float]]] = {name: {it.name: [] for it in CELLS} for name in drivers}
     for turn in range(rounds + 1):
         for cell in CELLS:
@@ -172,6 +203,8 @@ def interleave(drivers: dict[str, Driver], rounds: int) -> dict[str, dict[str, l
                 value = rate(driver, cell)
                 if turn > 0:
                     found[name][cell.name].append(round(value, 2))
+                    if name in bounds:
+                        bounds[name].measure(cell)
                 time.sleep(SETTLE)
     return found
 
@@ -182,20 +215,6 @@ def rate(driver: Driver, cell: Cell) -> float:
         return PROMPT / float(driver.ask("prompt", tokens=PROMPT)["seconds"])
     seconds = driver.ask("decode", batch=cell.batch, context=CONTEXT, steps=cell.steps)["seconds"]
     return cell.batch * cell.steps / float(seconds)
-
-
-def products(driver: Driver) -> dict[str, dict[str, float]]:
-    """What the matrix products alone allow, by cell: tokens a second, and bytes and operations of a step."""
-    found = {}
-    for cell in CELLS:
-        tokens = PROMPT if cell.steps == 0 else cell.batch
-        answer = driver.ask("products", batch=cell.batch, tokens=tokens, seconds=PRODUCTS)
-        found[cell.name] = {
-            "rate": round(tokens / answer["seconds"], 2),
-            "bytes": answer["bytes"],
-            "operations": answer["operations"],
-        }
-    return found
 
 
 def profile(driver: Driver) -> dict[str, dict[str, float]]:
