@@ -162,7 +162,7 @@ def through_onnx(shelf: Shelf, form: str, python: Path | str) -> dict[str, Drive
 
 
 class Bounds:
-    """What the matrix products alone allow, by cell: measured beside the steps that they bound, each round."""
+    """What the matrix products alone allow, by cell, measured beside the steps that they bound."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
