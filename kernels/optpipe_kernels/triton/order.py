@@ -2,6 +2,7 @@
 
 A float's key is an int32 that orders as the float does, so that a threshold is found exactly by halving a
 range of integers: three thresholds a pass over the row quarter it. -0 and 0 have one key, as they are equal.
+Thresholds are int32 as keys are; the range between two of them may be wider, and is int64.
 A set of the likeliest tokens is a threshold (key, cut): all of a greater key, and those of this key whose id
 is below the cut. "Likelier" means greater, or equal with a lower id.
 """
@@ -69,7 +70,7 @@ def least_of(keys, count, low, high):
     """
     while high - low > 1:
         middle = low + (high - low) // 2
-        enough = tl.sum((keys >= middle).to(tl.int32)) >= count
+        enough = tl.sum((keys >= middle.to(tl.int32)).to(tl.int32)) >= count
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle)
     return low.to(tl.int32)
@@ -94,10 +95,10 @@ def largest(row_ptr, size, count, peak, BLOCK: tl.constexpr):
         firsts, seconds, thirds = 0, 0, 0
         for start in range(0, size, BLOCK):
             _, x = row_block(row_ptr, start, size, BLOCK)
-            key = order_key(x).to(tl.int64)
-            firsts += tl.sum((key >= first).to(tl.int32))
-            seconds += tl.sum((key >= second).to(tl.int32))
-            thirds += tl.sum((key >= third).to(tl.int32))
+            key = order_key(x)
+            firsts += tl.sum((key >= first.to(tl.int32)).to(tl.int32))
+            seconds += tl.sum((key >= second.to(tl.int32)).to(tl.int32))
+            thirds += tl.sum((key >= third.to(tl.int32)).to(tl.int32))
         exact = (firsts == count) | (seconds == count) | (thirds == count)
         if exact:
             low = tl.where(firsts == count, first, tl.where(seconds == count, second, third))

@@ -77,13 +77,14 @@ def select_kernel(
 @triton.jit
 def _gathered(logits, size, top_k, peak, values, ids, FEW: tl.constexpr, BLOCK: tl.constexpr):
     """Write at least the ``top_k`` likeliest tokens in the order of ids; returns how many."""
+    NARROW: tl.constexpr = 4096 if BLOCK > 4096 else BLOCK  # places and addresses take registers besides
     columns = columns_of(logits, size, BLOCK)
     lowest = (order_key(peak) * 0 + LOWEST).to(tl.int64)
     bound = least_of(columns, top_k, lowest, order_key(peak).to(tl.int64) + 1)
-    held = gather_set(logits, size, bound, size, values, ids, FEW, BLOCK)
+    held = gather_set(logits, size, bound, size, values, ids, FEW, NARROW)
     if held > FEW:  # many equal values
         bound, cut = largest(logits, size, top_k, peak, BLOCK)
-        held = gather_set(logits, size, bound, cut, values, ids, FEW, BLOCK)
+        held = gather_set(logits, size, bound, cut, values, ids, FEW, NARROW)
     return held
 
 
