@@ -12,6 +12,7 @@ from .protocol import Ints, StepInputs, StepResult
 
 INPUTS = {"token_ids": "input_ids", "positions": "position_ids"}
 """Where a step's arrays go among the inputs of a graph, when the name differs."""
+_FEW = 64  # numbers up to which a list is quicker than an array
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def check_tokens(token_ids: Ints, vocab_size: int) -> None:
     """Refuse an empty sequence and tokens outside the vocabulary."""
     if len(token_ids) == 0:
         raise RequestError("There is no token to run.")
-    low, high = int(token_ids.min()), int(token_ids.max())
+    low, high = _bounds(token_ids)
     if low < 0 or high >= vocab_size:
         raise RequestError(f"Token ids must be in [0, {vocab_size}), got {low if low < 0 else high}.")
 
@@ -75,14 +76,28 @@ def check_step(step: StepInputs, blocks: int, block_size: int, vocab_size: int, 
         wrong = f"query_start {starts} for {sequences} sequences and {tokens} tokens"
     elif step.block_tables.ndim != 2 or len(step.block_tables) != sequences:
         wrong = f"block_tables of shape {step.block_tables.shape} for {sequences} sequences"
-    elif int(step.slot_mapping.max()) >= blocks * block_size:
-        wrong = f"slot {int(step.slot_mapping.max())} in a cache of {blocks * block_size} slots"
-    elif len(step.logit_rows) and not 0 <= int(step.logit_rows.min()) <= int(step.logit_rows.max()) < tokens:
+    elif (slot := _bounds(step.slot_mapping)[1]) >= blocks * block_size:
+        wrong = f"slot {slot} in a cache of {blocks * block_size} slots"
+    elif len(step.logit_rows) and not _inside(step.logit_rows, tokens):
         wrong = f"logit rows outside [0, {tokens})"
-    elif not _tables_fit(step, blocks, block_size):
+    elif step.block_tables.size <= _FEW or not _tables_fit(step, blocks, block_size):
         wrong = _wrong_tables(step, blocks, block_size)
     if wrong is not None:
         raise RequestError(f"The step's arrays disagree: {wrong}.")
+
+
+def _bounds(values: Ints) -> tuple[int, int]:
+    """The least and the largest of one number or more."""
+    if len(values) > _FEW:
+        return int(values.min()), int(values.max())
+    few = values.tolist()
+    return min(few), max(few)
+
+
+def _inside(values: Ints, end: int) -> bool:
+    """Whether all of them are in [0, end)."""
+    low, high = _bounds(values)
+    return low >= 0 and high < end
 
 
 def _tables_fit(step: StepInputs, blocks: int, block_size: int) -> bool:
@@ -97,13 +112,16 @@ def _tables_fit(step: StepInputs, blocks: int, block_size: int) -> bool:
 
 def _wrong_tables(step: StepInputs, blocks: int, block_size: int) -> str | None:
     """What is wrong with them, in words."""
-    for b, length in enumerate(step.context_lens.tolist()):
-        queries = int(step.query_start[b + 1] - step.query_start[b])
-        used = step.block_tables[b, : -(-length // block_size)]
+    starts = step.query_start.tolist()
+    for b, (length, table) in enumerate(
+        zip(step.context_lens.tolist(), step.block_tables.tolist(), strict=True)
+    ):
+        queries = starts[b + 1] - starts[b]
+        used = table[: -(-length // block_size)]
         if length < queries:
             return f"sequence {b} has {queries} new tokens but a context of {length}"
         if len(used) * block_size < length:
             return f"sequence {b} has {length} tokens but {len(used)} blocks of {block_size}"
-        if len(used) and not 0 <= int(used.min()) <= int(used.max()) < blocks:
+        if used and not 0 <= min(used) <= max(used) < blocks:
             return f"sequence {b} names a block outside [0, {blocks})"
     return None

@@ -69,8 +69,9 @@ class OnnxTarget:
         """
         needed()
         from .converter import ExportOptions
-        from .executor import OnnxExecutor, Settings
+        from .executor import OnnxExecutor
         from .export import DATA, context_of
+        from .session import Settings
 
         if device not in self.devices:
             raise RequestError(f"The onnx target runs on cpu or cuda, not on '{device}'.")

@@ -16,7 +16,8 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from optpipe_kernels.onnx import target  # noqa: E402
 from optpipe_kernels.onnx.converter import ExportOptions  # noqa: E402
-from optpipe_kernels.onnx.executor import OnnxExecutor, Settings  # noqa: E402
+from optpipe_kernels.onnx.executor import OnnxExecutor  # noqa: E402
+from optpipe_kernels.onnx.session import Settings  # noqa: E402
 from optpipe_kernels.onnx.target import OnnxTarget  # noqa: E402
 
 TOKENS = np.random.default_rng(0).integers(0, 250, 40)  # past every window
