@@ -54,10 +54,12 @@ class Optpipe:
         if self._engine is not None:
             return self._through_engine(batch, context, steps + 1)[1]
         current = [self._run([(s, protocol.tokens(context, s), 0)])[0] for s in range(batch)]
+        step = self._step([(s, [int(token)], context) for s, token in enumerate(current)])
         begun = time.perf_counter()
-        for step in range(steps):
-            rows = [(s, [int(token)], context + step) for s, token in enumerate(current)]
-            current = self._run(rows)
+        for _ in range(steps):
+            step.token_ids[:] = self._executor.submit(step, logits=False).result().token_ids
+            for counted in (step.positions, step.slot_mapping, step.context_lens):
+                counted += 1  # they are kept, as llama.cpp's driver keeps its batch
         return time.perf_counter() - begun
 
     def products(self, batch: int, tokens: int, seconds: float) -> dict[str, Any]:
@@ -104,12 +106,16 @@ class Optpipe:
         return {"isa": products.library().isa, "weight_bytes": memory.weights}
 
     def _run(self, rows: list[tuple[int, list[int], int]], logits: bool = False) -> Any:
-        """One greedy step of (sequence, new tokens, tokens before them); the likeliest next of each."""
+        """One greedy step; the likeliest next of each sequence."""
+        return self._executor.submit(self._step(rows), logits=logits).result().token_ids
+
+    def _step(self, rows: list[tuple[int, list[int], int]]) -> StepInputs:
+        """A step of (sequence, new tokens, tokens before them)."""
         lengths = [len(ids) for _, ids, _ in rows]
         positions = np.concatenate([np.arange(p, p + len(ids)) for _, ids, p in rows])
         owners = np.repeat([s for s, _, _ in rows], lengths)
         ends = np.cumsum(lengths)
-        step = StepInputs(
+        return StepInputs(
             token_ids=np.concatenate([np.asarray(ids, np.int64) for _, ids, _ in rows]),
             positions=positions.astype(np.int64),
             slot_mapping=(owners * self._blocks * self._block + positions).astype(np.int64),
@@ -120,7 +126,6 @@ class Optpipe:
             ),
             logit_rows=(ends - 1).astype(np.int64),
         )
-        return self._executor.submit(step, logits=logits).result().token_ids
 
     def _through_engine(self, batch: int, context: int, wanted: int) -> tuple[float, float]:
         """Seconds to the last sequence's first token, and from there to the last token of all."""

@@ -67,6 +67,9 @@ class Run:
         row_of = dict(zip(members.sequences, members.rows, strict=True))
         self._ids, self._at = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         self._ends, self._longest = np.zeros(members.slots, np.int32), np.zeros((), np.int32)
+        self._whole = self._tokens.ravel().tolist() == list(range(len(step.token_ids))) and len(
+            self._rows
+        ) == len(self._ends)
         queries = np.zeros(members.slots, np.int32)
         queries[self._rows] = members.tokens
         self.inputs: dict[str, NDArray[Any]] = {
@@ -80,6 +83,12 @@ class Run:
 
     def write(self, step: StepInputs) -> None:
         """Put a step's numbers into the inputs."""
+        if self._whole:
+            self._ids.reshape(-1)[:] = step.token_ids
+            self._at.reshape(-1)[:] = step.positions
+            np.subtract(step.context_lens, 1, out=self._ends)
+            self._longest[()] = max(step.context_lens.tolist())
+            return
         self._ids[self._rows] = step.token_ids[self._tokens]
         self._at[self._rows] = step.positions[self._tokens]
         ends = step.context_lens[self._sequences] - 1
