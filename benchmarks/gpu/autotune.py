@@ -22,7 +22,7 @@ from unittest import mock
 import torch
 
 from optpipe_kernels.triton.launch import Launch
-from optpipe_kernels.triton.tiles import TABLES, Tile
+from optpipe_kernels.triton.tiles import TABLES, Tile, path_of
 
 from .cases import Place, timed
 from .tunable import KERNELS, Table, candidates, place_key
@@ -56,8 +56,7 @@ def tune(
 
 
 def _table(kernel: str, place: Place) -> list[Table]:
-    path = TABLES / place_key(place).partition("/")[0] / f"{kernel}.json"
-    rows: list[Table] = json.loads(path.read_text())
+    rows: list[Table] = json.loads(path_of(kernel, place_key(place).partition("/")[0]).read_text())
     return rows
 
 

@@ -76,9 +76,10 @@ def _count(row: Table) -> int | None:
 
 
 def _sizes(row: Table, place: Place) -> tuple[int, int, int] | None:
-    """M, N and K of a layer; None for the fastest way of one row, which has no tiles."""
+    """M, N and K of a layer; None for the fastest way of one row, which has no tiles, and for 8 bits."""
     count = _count(row)
-    if count is None or row["when"].get("invariant", 1) == 0 or "GEMV" in row["constants"]:
+    other = row["when"].get("invariant", 1) == 0 or row["when"].get("bits", 4) != 4
+    if count is None or other or "GEMV" in row["constants"]:
         return None
     return place.size(count, 2), place.size(28672, 128), place.size(4096, 256)
 

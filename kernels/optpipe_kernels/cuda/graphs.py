@@ -26,6 +26,10 @@ class Recorder(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """All that was recorded has been let go: what comes next shares no memory with it."""
+        ...
+
 
 class CudaRecorder:
     """CUDA graphs of one device, in one pool."""
@@ -49,6 +53,10 @@ class CudaRecorder:
             return made
 
         return replay
+
+    def forget(self) -> None:
+        """See ``Recorder``. A pool whose last graph is gone takes no other: the allocator asserts that."""
+        self._pool = torch.cuda.graph_pool_handle()
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -91,6 +99,7 @@ class Graphs(Generic[Result]):
     def clear(self) -> None:
         """Let all go: what they read is gone."""
         self._made.clear()
+        self._recorder.forget()
 
 
 def why_not_graphs(device: torch.device) -> str | None:

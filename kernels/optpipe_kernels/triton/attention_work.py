@@ -117,7 +117,7 @@ def attention_tiles(shape: Shape, key: str, *, batch_invariant: bool = True) -> 
         "head_dim": shape.head_dim, "kv_bytes": shape.kv_bytes, "invariant": int(batch_invariant),
     }  # fmt: skip
     decode, prefill = (tile(kernel, key, **bucket) for kernel in ("paged_decode", "paged_prefill"))
-    made = Tiles(decode, prefill, shape.group, native=not key.startswith("sm_80"))
+    made = Tiles(decode, prefill, shape.group, native=not key.startswith(("sm_80", "sm_86")))
     for name in ("BLOCK_N", "SPAN"):
         ours, theirs = made.decode.constants[name], made.prefill.constants[name]
         assert not batch_invariant or ours == theirs, f"{name}: {ours = } must equal {theirs = } on {key}"

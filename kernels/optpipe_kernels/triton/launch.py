@@ -23,6 +23,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
+from triton.runtime.errors import OutOfResources
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from optpipe.errors import KernelError
@@ -31,7 +32,9 @@ from .interpret import LOCK, interpret
 
 TOOLS: Final = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 # Bytes of shared memory that one block may ask for (CUDA C++ programming guide, compute capabilities).
-SHARED_LIMIT: Final[Mapping[int, int]] = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_LIMIT: Final[Mapping[int, int]] = {
+    80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024,
+}  # fmt: skip
 # A product and a sum become one rounding only where a kernel writes tl.fma: what the compiler would fuse
 # differs from kernel to kernel, and two kernels that must agree to the bit would not.
 OPTIONS: Final[Mapping[str, Any]] = {"enable_fp_fusion": False}
@@ -44,7 +47,7 @@ class Compiled:
 
     Attributes:
         name: the kernel.
-        capability: 80, 90 or 100.
+        capability: a key of ``SHARED_LIMIT``.
         registers: a thread's.
         spills: bytes of stack and local memory a thread; 0 when everything fits in registers.
         shared: bytes of shared memory a block.
@@ -104,7 +107,7 @@ class Launch:
         """Enqueue on the operands' GPU, or interpret on CPU tensors; an empty grid does nothing.
 
         Raises:
-            KernelError: the operands lie on no device that can run them.
+            KernelError: the operands lie on no device that can run them, or it does not fit the GPU.
         """
         if 0 in self.grid:
             return
@@ -112,15 +115,29 @@ class Launch:
         if device == "cpu":
             interpret(self.kernel, self.grid, self.args, self.constants)
         elif device == "cuda":
-            self.kernel[self.grid](*self.args, **self._keywords())
+            self._launch()
         else:
             raise KernelError(f"{self.title} cannot run on tensors of device '{device}', only on cuda or cpu")
+
+    def _launch(self) -> None:
+        """Enqueue, in fewer stages where shared memory has no room: their number moves no bits."""
+        keywords = self._keywords()
+        for stages in range(self.num_stages, 0, -1):
+            try:
+                self.kernel[self.grid](*self.args, **{**keywords, "num_stages": stages})
+                return
+            except OutOfResources as error:
+                lacking = error
+        raise KernelError(
+            f"{self.title} needs {lacking.required} bytes of {lacking.name}; this GPU has {lacking.limit}",
+            hint="compute in 16 bits (--dtype bf16) if this is float32",
+        )
 
     def compile(self, capability: int) -> Compiled:
         """Machine code for a chip, by the compiler of the installed Triton; needs no GPU.
 
         Args:
-            capability: 80, 90 or 100.
+            capability: 80, 86, 89, 90, 100 or 120.
         """
         target = GPUTarget("cuda", capability, 32)
         backend = make_backend(target)

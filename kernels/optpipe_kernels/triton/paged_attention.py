@@ -254,8 +254,8 @@ def expects(launch: Launch, key: str) -> tuple[str, ...]:
     """Tiles of 64 rows go through the newest matrix instructions; keys come in copies of 16 bytes."""
     if launch.kernel is paged_reduce_kernel:
         return ("ld.global.v",)
-    older = key == "sm_80" or launch.constants["BLOCK_M"] < 64
     newest = {"sm_90": "wgmma.mma_async.sync.aligned.m64n", "sm_100": "tcgen05.mma.cta_group"}
+    older = key not in newest or launch.constants["BLOCK_M"] < 64
     return "mma.sync.aligned.m16n8k16" if older else newest[key], "cp.async.cg.shared.global"
 
 

@@ -130,10 +130,10 @@ def launches(
     rows = x.shape[0]
     key = key or device_key(x.device)
     table = "quant_gate_up" if kind else "quant_linear"
-    tiles = tile(table, key, invariant=int(batch_invariant), rows=rows)
+    tiles = tile(table, key, invariant=int(batch_invariant), rows=rows, bits=weight.bits)
     words = quant_gemv.words(x) if "GEMV" in tiles.constants else None
     if words is None and "GEMV" in tiles.constants:
-        tiles = tile(table, key, invariant=1, rows=rows)
+        tiles = tile(table, key, invariant=1, rows=rows, bits=weight.bits)
     inside = bool(tiles.constants.get("INSIDE", 0))
     runs = splits(weight.rows, weight.columns) if batch_invariant or not inside else 1
     sums = None

@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every launch that ships.
 
-    python -m optpipe_kernels.triton.resources [--op MODULE] [--kernel TEXT] [--chip 80|90|100] [--jobs N]
+    python -m optpipe_kernels.triton.resources [--op MODULE] [--kernel TEXT] [--chip N]… [--jobs N]
                                                [--json | --page FILE]
 
 Compiles without a GPU; stdout is the table, stderr the progress; ``--page`` also writes it as Markdown. Exits
@@ -25,8 +25,9 @@ from types import ModuleType
 import triton
 
 from .launch import SHARED_LIMIT, Compiled, Launch
-from .tiles import CAPABILITIES
+from .tiles import CAPABILITIES, SMALLER
 
+CHIPS = (*CAPABILITIES, *SMALLER)
 COLUMNS = ("chip", "launch", "warps", "stages", "registers", "spills", "shared", "constants")
 
 
@@ -36,7 +37,7 @@ class Entry:
 
     Attributes:
         op: the module that ships it.
-        capability: 80, 90 or 100.
+        capability: one of ``CHIPS``.
         index: its place in what the module ships for that chip.
         name, constants, warps, stages: of the launch.
     """
@@ -135,7 +136,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--op", default="", help="only this module, paged_attention for example")
     parser.add_argument("--kernel", default="", help="only launches whose name contains this")
-    parser.add_argument("--chip", type=int, choices=CAPABILITIES, action="append", help="default: all")
+    parser.add_argument("--chip", type=int, choices=CHIPS, action="append", help="default: those with tables")
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile  [1]")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="print JSON, a line each")

@@ -196,7 +196,7 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
 def shipped(key: str) -> Iterator[Launch]:
     """A layer of a Llama of 8 billion parameters; float8 from the chips on that multiply it."""
     for kind in (torch.int8, torch.float8_e4m3fn):
-        if kind.is_floating_point and key == "sm_80":
+        if kind.is_floating_point and key in ("sm_80", "sm_86"):
             continue
         weight = torch.empty(4096, 4096, dtype=kind, device="meta")
         weight_scale = torch.empty(4096, dtype=torch.float32, device="meta")

@@ -7,7 +7,8 @@
      {"when": {}, "constants": {"BLOCK_N": 64}, "num_warps": 4, "num_stages": 3}]
 
 KEY is a compute capability (``sm_90``), or a GPU of it by name (``sm_90/nvidia_h100_80gb_hbm3``): rows tuned
-on the very GPU are asked before what its capability ships.
+on the very GPU are asked before what its capability ships. Chips with little shared memory (99 KB a block)
+have the A100's rows, and rows of their own for the kernels whose tiles would not fit.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from optpipe.errors import KernelError
 
 TABLES: Final = Path(__file__).parent / "tables"
 CAPABILITIES: Final = (80, 90, 100)
+BORROWED: Final[Mapping[str, str]] = {"sm_120": "sm_89", "sm_89": "sm_86", "sm_86": "sm_80"}
+SMALLER: Final = (86, 89, 120)  # which look where ``BORROWED`` says for tables that they do not have
 STAND_IN: Final = "sm_90"  # whose tiles the interpreter and meta tensors use
 
 
@@ -71,7 +74,8 @@ def _cuda_key(index: int) -> str:
 
 def _capability_key(major: int, minor: int) -> str:
     """The newest capability of the table that is not newer than the device's."""
-    fitting = [capability for capability in CAPABILITIES if capability <= 10 * major + minor]
+    known = sorted((*CAPABILITIES, *SMALLER))
+    fitting = [capability for capability in known if capability <= 10 * major + minor]
     if not fitting:
         raise KernelError(
             f"the Triton kernels need a GPU of compute capability 8.0 or newer, got {major}.{minor}"
@@ -83,14 +87,26 @@ def _capability_key(major: int, minor: int) -> str:
 def _rows(kernel: str, key: str) -> tuple[dict[str, Any], ...]:
     """A kernel's rows, those of a named GPU before its capability's."""
     capability = key.partition("/")[0]
+    tuned = TABLES / key / f"{kernel}.json"
     found: list[dict[str, Any]] = []
-    for name in dict.fromkeys((key, capability)):
+    if key != capability and tuned.exists():
+        found += json.loads(tuned.read_text())
+    return (*found, *json.loads(path_of(kernel, capability).read_text()))
+
+
+def path_of(kernel: str, capability: str) -> Path:
+    """The file of a kernel's rows for ``sm_N``, its own or one that it borrows.
+
+    Raises:
+        KernelError: there is none.
+    """
+    name: str | None = capability
+    while name is not None:
         path = TABLES / name / f"{kernel}.json"
         if path.exists():
-            found += json.loads(path.read_text())
-    if not found:
-        raise KernelError(f"there is no tile table of {kernel} for '{key}'")
-    return tuple(found)
+            return path
+        name = BORROWED.get(name)
+    raise KernelError(f"there is no tile table of {kernel} for '{capability}'")
 
 
 def _holds(condition: Any, bucket: Mapping[str, int], size: str, kernel: str) -> bool:

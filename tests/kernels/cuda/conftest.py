@@ -78,7 +78,10 @@ class FakeRecorder:
     """Records by keeping the body: what it reads must lie where it lay when it was recorded."""
 
     def __init__(self):
-        self.recorded, self.replayed = 0, 0
+        self.recorded, self.replayed, self.forgot = 0, 0, 0
+
+    def forget(self):
+        self.forgot += 1
 
     def record(self, body):
         self.recorded += 1

@@ -33,8 +33,9 @@ def test_the_one_used_longest_ago_goes_first(recorder):
     graphs.replay("a")
     graphs.record("c", lambda: "c")
     assert ["a" in graphs, "b" in graphs, "c" in graphs] == [True, False, True]
+    assert recorder.forgot == 0  # the others still share their pool
     graphs.clear()
-    assert len(graphs) == 0
+    assert (len(graphs), recorder.forgot) == (0, 1)
 
 
 def test_there_are_none_on_a_cpu():

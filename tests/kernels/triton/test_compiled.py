@@ -15,6 +15,7 @@ import pytest
 
 from optpipe_kernels.triton import resources, tiles
 from optpipe_kernels.triton.launch import SHARED_LIMIT
+from optpipe_kernels.triton.resources import CHIPS
 from optpipe_kernels.triton.tiles import CAPABILITIES
 
 OPS = [module.__name__.rpartition(".")[2] for module in resources.op_modules()]
@@ -51,7 +52,7 @@ def test_the_heaviest_launches_fit_their_chips(capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", CHIPS)
 @pytest.mark.parametrize("op", OPS)
 def test_everything_that_ships_fits_its_chip(op, capability):
     found = [resources.figures(it) for it in resources.entries((capability,), op)]
@@ -82,7 +83,7 @@ def test_the_table_of_all_launches_is_of_those_that_ship_and_has_no_spills():
         assert int(shared) <= SHARED_LIMIT[int(chip.removeprefix("sm_"))], (op, chip, name)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("capability", CHIPS)
 def test_every_row_of_the_tile_table_is_of_a_launch_that_ships(capability, monkeypatch):
     taken = []
 

@@ -11,8 +11,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # benchmarks are of the checkout, not of the wheel
 
+from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import autotune
-from benchmarks.gpu.__main__ import in_time
+from benchmarks.gpu.__main__ import SECONDS, TOTAL, allowed, in_time
 from benchmarks.gpu.cases import Case, Place, Row, run_case
 from benchmarks.gpu.report import page
 from benchmarks.gpu.tunable import KERNELS, candidates
@@ -53,6 +54,33 @@ def test_rows_end_in_time():
     assert [row.name for row in cut] == ["a", "the rows after these"]
     assert "not measured" in page({"gpu": "x"}, {"part": cut}, "command", dry=False)
     assert [row.name for row in in_time(iter(rows), -1, dry=True)] == ["a", "b", "c"]
+
+
+def test_parts_share_nine_minutes():
+    assert sum(SECONDS.values()) <= TOTAL < 9 * 60
+    assert allowed("model", 0) == allowed("model", 1000, dry=True) == SECONDS["model"]
+    assert allowed("rows", TOTAL - 3) == 3
+    assert allowed("rows", TOTAL + 1) < 0
+
+
+def test_a_part_behind_the_end_of_time_says_so_and_fails(tmp_path, monkeypatch):
+    wet = Place(torch.device("cpu"), 1.0, 1.0, False)
+    monkeypatch.setattr(command, "_place", lambda dry: wet)
+    monkeypatch.setattr(command, "facts", lambda where: {"gpu": "x"})
+    monkeypatch.setattr(command, "TOTAL", 0)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--only", "rows", "--output", str(tmp_path / "page.md")])
+    assert command.main() == 1
+    assert "not measured: the 0 s of all parts were over" in (tmp_path / "page.md").read_text()
+
+
+def test_without_a_gpu_it_says_so_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    assert command.main() == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines() == [
+        "there is no GPU here: --dry-run walks every part without one"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.errors import OutOfResources
 
 from optpipe.errors import KernelError
 from optpipe_kernels.triton.launch import SHARED_LIMIT, Compiled, Launch
@@ -115,6 +116,30 @@ def test_spills_are_seen():
     x = torch.empty(64, 64, dtype=torch.float32, device="meta")
     built = Launch(outer_kernel, (1, 1, 1), (x, x), {"BLOCK": 64}, num_warps=1).compile(80)
     assert built.spills > 0 and re.search(r"\bSTL\b", built.sass)
+
+
+class TooLarge:
+    """A kernel that fits in so many stages."""
+
+    def __init__(self, fits):
+        self.fits, self.tried = fits, []
+
+    def __getitem__(self, grid):
+        return self
+
+    def __call__(self, *args, num_stages, **keywords):
+        self.tried.append(num_stages)
+        if num_stages > self.fits:
+            raise OutOfResources(1000 * num_stages, 900, "shared memory")
+
+
+def test_a_launch_takes_fewer_stages_where_shared_memory_has_no_room(monkeypatch):
+    monkeypatch.setattr(Launch, "_device", lambda self: "cuda")
+    kernel = TooLarge(fits=2)
+    Launch(kernel, (1, 1, 1), (), {}, num_stages=4, name="large").run()
+    assert kernel.tried == [4, 3, 2]
+    with pytest.raises(KernelError, match="large needs 1000 bytes of shared memory; this GPU has 900"):
+        Launch(TooLarge(fits=0), (1, 1, 1), (), {}, num_stages=2, name="large").run()
 
 
 def test_too_much_shared_memory_is_seen():

@@ -54,10 +54,38 @@ def test_the_cpu_and_meta_borrow_a_gpu_s_tiles():
 
 
 @pytest.mark.parametrize(
-    ("capability", "key"), [((8, 0), "sm_80"), ((8, 9), "sm_80"), ((9, 0), "sm_90"), ((12, 0), "sm_100")]
+    ("capability", "key"),
+    [
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_86"),
+        ((8, 9), "sm_89"),
+        ((9, 0), "sm_90"),
+        ((10, 3), "sm_100"),
+        ((12, 1), "sm_120"),
+    ],
 )
 def test_a_gpu_takes_the_newest_table_not_newer_than_itself(capability, key):
     assert tiles._capability_key(*capability) == key
+
+
+def test_a_chip_with_little_shared_memory_borrows_what_it_has_no_rows_for(tables):
+    (tables / "sm_80").mkdir()
+    (tables / "sm_80" / "thing.json").write_text(json.dumps([ROWS[2]]))
+    for key in ("sm_86", "sm_89", "sm_120"):
+        assert tile("thing", key, width=64) == Tile({"BLOCK": 3}, 2, 1)
+    (tables / "sm_86").mkdir()
+    own = {**ROWS[2], "constants": {"BLOCK": 7}}
+    (tables / "sm_86" / "thing.json").write_text(json.dumps([own]))
+    (tables / "sm_89" / "a_gpu").mkdir(parents=True)
+    (tables / "sm_89" / "a_gpu" / "thing.json").write_text(json.dumps([{**own, "num_warps": 8}]))
+    tiles._rows.cache_clear()
+    assert [tile("thing", f"sm_{chip}", width=64).constants["BLOCK"] for chip in (80, 86, 89, 120)] == [
+        3,
+        7,
+        7,
+        7,
+    ]
+    assert tile("thing", "sm_89/a_gpu", width=64).num_warps == 8
 
 
 def test_a_gpu_that_is_too_old_is_refused():
@@ -99,6 +127,7 @@ sm_80 quant_experts_gated 64x16/4 64x32/4 64x32/4
 sm_80 quant_gate_up 64/4 64x16/4 64x32/4 128x64/8 128x64/8 128x64/8
 sm_80 quant_linear 64/4 64x16/4 64x32/4 128x64/8 64x32/4 128x64/8
 sm_80 row_wise 64x16x128/4 64x64x128/4 128x128x128/8
+sm_86 quant_gate_up 64/4 64x16/4 64x32/4 128x32/8 128x32/8 128x64/8 128x64/8 128x64/8
 sm_90 dense_linear 64x16x64/4 64x32x64/4 64x64x64/4 64x128x64/4 128x128x64/8
 sm_90 experts 64x16x128/4 64x32x128/4 128x64x64/8
 sm_90 experts_gated 64x16x128/4 64x32x128/4 128x64x64/8
