@@ -34,6 +34,31 @@ void team_fail(Team *, const char *sentence);
 /* printf into a buffer of the calling thread, for check(). */
 const char *sentence(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* Memory that a later instruction of the plan will read on this thread. A product whose weights are in a cache by now
+ * asks for it while it multiplies: memory would rest meanwhile. Pieces beyond MOST are left to their reader. */
+struct Upcoming {
+    enum { MOST = 1024 };
+    struct Piece {
+        const char *begin, *end;
+    } pieces[MOST];
+    int64_t count, next;
+
+    OPTPIPE_INLINE void clear() { count = next = 0; }
+    OPTPIPE_INLINE void add(const char *begin, int64_t bytes) {
+        if (count < MOST) pieces[count++] = {begin, begin + bytes};
+    }
+    OPTPIPE_INLINE bool any() const { return next < count; }
+    /* Ask for the next LINES cache lines, into the second-level cache. */
+    template <int LINES> OPTPIPE_INLINE void ask() {
+        if (!any()) return;
+        Piece &piece = pieces[next];
+        for (int line = 0; line < LINES; ++line) __builtin_prefetch(piece.begin + 64 * line, 0, 2);
+        piece.begin += 64 * LINES;
+        next += piece.begin >= piece.end;
+    }
+};
+Upcoming *team_upcoming(Team *, int thread);
+
 struct Call {
     const optpipe_tensor *t; /* [n] operands */
     int n;
@@ -52,6 +77,7 @@ struct Call {
     OPTPIPE_INLINE void *scratch(int thread, size_t bytes) const { return team_scratch(team, thread, bytes); }
     /* Memory of all threads: each asks for the same number of bytes, once a kernel. */
     OPTPIPE_INLINE void *shared(size_t bytes) const { return team_shared(team, bytes); }
+    OPTPIPE_INLINE Upcoming *upcoming(int thread) const { return team_upcoming(team, thread); }
     /* All threads reach it, or none. */
     OPTPIPE_INLINE void barrier() const { team_barrier(team); }
     /* What only the data can show (an id outside its table): the run goes on and then fails with this sentence. */
@@ -61,11 +87,14 @@ struct Call {
 using Kernel = void (*)(const Call &, int thread, int threads);
 /* NULL, or a whole sentence without the op's name: "w is [%d, %d], expected …" from sentence(). */
 using Check = const char *(*)(const Call &);
+/* Adds what the op reads on this thread, and what other instructions may ask for before its turn. */
+using Reads = void (*)(const Call &, int thread, int threads, Upcoming &);
 
 struct Entry {
     const char *name;
     Kernel run;
     Check check; /* or nullptr */
+    Reads reads = nullptr;
 };
 
 struct Range {

@@ -15,6 +15,7 @@ struct optpipe_plan {
     std::vector<int64_t> ints;
     std::vector<double> floats;
     std::vector<const Entry *> entries;
+    std::vector<int> reader;             /* the next instruction that says what it reads (Entry::reads), or none: −1 */
     std::vector<optpipe_tensor> tensors; /* the operands of the counts below */
     std::vector<char *> externals;       /* as they are in the tensors */
     std::vector<std::vector<int>> readers; /* the operands of each external */
@@ -130,12 +131,23 @@ int64_t now() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/* What the next reader of the plan will read becomes known as soon as the one before it has run. */
+void look_ahead(const Step &it, int k, int thread, int threads) {
+    const std::vector<int> &reader = it.plan->reader;
+    if (k > it.begin && reader[k] == reader[k - 1]) return;
+    Upcoming &upcoming = it.team->upcoming[thread];
+    upcoming.clear();
+    if (reader[k] < 0 || reader[k] >= it.end) return;
+    it.plan->entries[reader[k]]->reads(call_of(*it.plan, reader[k], it.team), thread, threads, upcoming);
+}
+
 /* The region: what each thread of the pool does. The end of the region is a barrier too. */
 void step(void *context, int thread, int threads) {
     const Step &it = *static_cast<Step *>(context);
     int64_t *times = thread == 0 ? it.nanoseconds : nullptr;
     int64_t before = times != nullptr ? now() : 0;
     for (int k = it.begin; k < it.end; ++k) {
+        look_ahead(it, k, thread, threads);
         it.plan->entries[k]->run(call_of(*it.plan, k, it.team), thread, threads);
         const bool last = k + 1 == it.end;
         if (!last || it.nanoseconds != nullptr) team_barrier(it.team);
@@ -172,6 +184,8 @@ optpipe_plan *optpipe_cpu_plan_new(const optpipe_instruction *instructions, int 
     plan->ints.assign(ints, ints + n_ints);
     plan->floats.assign(floats, floats + n_floats);
     plan->entries = entries;
+    plan->reader.assign(n, -1);
+    for (int k = n - 2; k >= 0; --k) plan->reader[k] = entries[k + 1]->reads != nullptr ? k + 1 : plan->reader[k + 1];
     plan->tensors.resize(n_operands);
     plan->externals.assign(externals, nullptr);
     plan->readers.resize(externals);

@@ -157,6 +157,8 @@ void *team_shared(Team *team, size_t bytes) {
     return memory;
 }
 
+Upcoming *team_upcoming(Team *team, int thread) { return &team->upcoming[thread]; }
+
 void team_barrier(Team *team) { team->barrier.wait(team->threads, team->spins); }
 
 void team_fail(Team *team, const char *words) {
@@ -179,6 +181,7 @@ optpipe_pool::optpipe_pool(int threads, const int *cpus) : running_on_(threads) 
     pthread_mutex_init(&busy, nullptr);
     team.threads = threads;
     team.scratch.resize(threads);
+    team.upcoming.resize(threads);
     if (cpus != nullptr) cpus_.assign(cpus, cpus + threads);
     for (int i = 0; i < threads; ++i) seats_.push_back({this, i});
 }

@@ -41,6 +41,7 @@ struct Team {
     int spins = 0;
     Barrier barrier;
     std::vector<Memory> scratch;
+    std::vector<Upcoming> upcoming;
     Memory common;
     std::atomic_flag common_lock = ATOMIC_FLAG_INIT;
     std::atomic<bool> failed{false};

@@ -101,7 +101,7 @@ static const Entry TABLE[] = {
     {"rope", rope, check_rope},
     {"kv_write", kv_write, check_kv_write},
     {"rope_kv_write", rope_kv_write, check_rope_kv_write},
-    {"paged_attention", paged_attention, check_paged_attention},
+    {"paged_attention", paged_attention, check_paged_attention, reads_of_attention},
     {"moe", moe, check_moe},
     {"softmax", softmax<false>, check_softmax},
     {"log_softmax", softmax<true>, check_softmax},

@@ -109,11 +109,13 @@ struct Ahead {
     }
 };
 
+enum { FEW_TOKENS = 4 }; /* a sequence with more of them in a step finds its keys in a cache */
+
 /* The tile after this one, whose blocks are `now`, of this job or the next; none in a prompt, which finds its keys in a
  * cache. */
 static OPTPIPE_INLINE Ahead ahead_of(const Attention &a, const Job &job, const Job *next, int64_t tile, const Range &now) {
     const bool more = tile + 1 < job.tiles.end;
-    if (job.unit.tokens > 4 || (!more && next == nullptr)) return {nullptr, 0, 0, 0};
+    if (job.unit.tokens > FEW_TOKENS || (!more && next == nullptr)) return {nullptr, 0, 0, 0};
     const Unit &u = more ? job.unit : next->unit;
     const Range then = blocks_of(a, u, more ? tile + 1 : next->tiles.begin);
     const int64_t count = then.end - then.begin, held = now.end - now.begin;

@@ -108,7 +108,7 @@ static void multiply_experts(const Experts &m, const Routed &r, int weight, int 
             for (int64_t s = 0; s < tiles; ++s) end(row, tile + s, sums + s * apart);
         };
         if (m.quantized) {
-            const QuantSource source = quant_source(m.matrix(weight, e), begin, row_bytes, m.planes);
+            const QuantSource source = quant_source(m.matrix(weight, e), begin, row_bytes, m.planes, nullptr);
             sweep(source, split(source.w.count(), 1, thread, threads), {0, rows},
                   [&](int64_t row, int64_t tile, int64_t tiles, const float *sums) {
                       finish(row, tile, tiles, sums, QuantSource::ROWS * TILE);

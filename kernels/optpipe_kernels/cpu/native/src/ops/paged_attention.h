@@ -104,35 +104,42 @@ struct Queue {
     }
 };
 
-/* Many units: each thread does whole ones. */
-static void attend_units(const Attention &a, int thread, int threads) {
-    Queue queue{a, room_of(a, thread)};
-    each_unit(a, [&](const Unit &u, int64_t number) OPTPIPE_BODY {
-        if (number % threads == thread) queue.put({u, tiles_of(a, u), nullptr});
-    });
-    queue.end();
-}
+/* How the threads share the work: whole units, or, when there are few and some are long, neighbours among all tiles. */
+struct Division {
+    bool by_tiles;
+    int64_t tiles; /* of all units */
+};
 
-/* Few units with many tiles: each thread takes neighbours among the tiles, and then the rows are joined in the same
- * order as above. */
-static void attend_few(const Attention &a, int64_t tiles, int thread, int threads) {
-    float *parts = (float *)a.c->shared((size_t)(tiles * part_floats(a)) * 4);
-    Queue queue{a, room_of(a, thread)};
-    const Range mine = split(tiles, 1, thread, threads);
-    int64_t before = 0; /* tiles of the units that came before */
+static OPTPIPE_INLINE Division division_of(const Attention &a, int threads) {
+    int64_t units = 0, tiles = 0;
     each_unit(a, [&](const Unit &u, int64_t) OPTPIPE_BODY {
         const Range all = tiles_of(a, u);
-        const int64_t shift = all.begin - before;
-        const Range here = {most(all.begin, mine.begin + shift), least(all.end, mine.end + shift)};
-        if (here.begin < here.end) queue.put({u, here, parts + (here.begin - shift) * part_floats(a)});
-        before += all.end - all.begin;
+        ++units;
+        tiles += all.end - all.begin;
     });
-    queue.end();
-    a.c->barrier();
-    before = 0;
+    return {threads > 1 && units < 4 * threads && tiles > units, tiles};
+}
+
+/* What a thread has to do: body(unit, its tiles, the number of the first among all units' tiles). */
+template <class Body>
+static OPTPIPE_INLINE void each_share(const Attention &a, const Division &division, int thread, int threads, Body &&body) {
+    const Range mine = split(division.tiles, 1, thread, threads);
+    int64_t before = 0; /* tiles of the units that came before */
     each_unit(a, [&](const Unit &u, int64_t number) OPTPIPE_BODY {
         const Range all = tiles_of(a, u);
-        const Part rows = queue.room.rows;
+        const int64_t shift = all.begin - before;
+        const Range part = {most(all.begin, mine.begin + shift), least(all.end, mine.end + shift)};
+        before += all.end - all.begin;
+        if (division.by_tiles && part.begin < part.end) body(u, part, part.begin - shift);
+        if (!division.by_tiles && number % threads == thread) body(u, all, all.begin - shift);
+    });
+}
+
+/* The parts of each unit, joined in the order of its tiles, as a thread alone would. */
+static void join_parts(const Attention &a, const Part &rows, float *parts, int thread, int threads) {
+    int64_t before = 0;
+    each_unit(a, [&](const Unit &u, int64_t number) OPTPIPE_BODY {
+        const Range all = tiles_of(a, u);
         if (number % threads == thread) {
             begin_rows(a, u, rows);
             for (int64_t at = before; at < before + all.end - all.begin; ++at)
@@ -140,6 +147,35 @@ static void attend_few(const Attention &a, int64_t tiles, int thread, int thread
             write_rows(a, u, rows);
         }
         before += all.end - all.begin;
+    });
+}
+
+static void attend_all(const Attention &a, int thread, int threads) {
+    const Division division = division_of(a, threads);
+    float *parts = division.by_tiles ? (float *)a.c->shared((size_t)(division.tiles * part_floats(a)) * 4) : nullptr;
+    Queue queue{a, room_of(a, thread)};
+    each_share(a, division, thread, threads, [&](const Unit &u, const Range &tiles, int64_t first) OPTPIPE_BODY {
+        queue.put({u, tiles, division.by_tiles ? parts + first * part_floats(a) : nullptr});
+    });
+    queue.end();
+    if (!division.by_tiles) return;
+    a.c->barrier();
+    join_parts(a, queue.room.rows, parts, thread, threads);
+}
+
+/* The keys and values of sequences that decode. A prompt's own are not written yet; a few rows leave products no time
+ * to ask for anything, as they read weights all the while. */
+static void reads_of_attention(const Call &c, int thread, int threads, Upcoming &upcoming) {
+    if (c.size(0, 0) <= QUANT_ROWS) return;
+    const Attention a = attention_of(c);
+    each_share(a, division_of(a, threads), thread, threads, [&](const Unit &u, const Range &tiles, int64_t) OPTPIPE_BODY {
+        for (int64_t tile = tiles.begin; u.tokens <= FEW_TOKENS && tile < tiles.end; ++tile) {
+            const Range blocks = blocks_of(a, u, tile);
+            for (int64_t b = blocks.begin; b < blocks.end; ++b) {
+                upcoming.add(a.keys.head(table_of(a, u)[b], u.head), a.keys.head_bytes);
+                upcoming.add(a.values.head(table_of(a, u)[b], u.head), a.values.head_bytes);
+            }
+        }
     });
 }
 
@@ -177,14 +213,5 @@ static void paged_attention(const Call &c, int thread, int threads) {
         clear_rows(c, 0, sequences > 0 ? starts[0] : c.size(0, 0));
         if (sequences > 0) clear_rows(c, starts[sequences], c.size(0, 0));
     }
-    int64_t units = 0, tiles = 0;
-    each_unit(a, [&](const Unit &u, int64_t) OPTPIPE_BODY {
-        const Range all = tiles_of(a, u);
-        ++units;
-        tiles += all.end - all.begin;
-    });
-    if (threads > 1 && units < 4 * threads && tiles > units)
-        attend_few(a, tiles, thread, threads);
-    else
-        attend_units(a, thread, threads);
+    attend_all(a, thread, threads);
 }

@@ -116,9 +116,12 @@ static OPTPIPE_INLINE void whole_block(I (&whole)[R][S], const I (&offset)[R], c
         }
 }
 
-/* R rows against S vectors of outputs. ahead: bytes from here to the weights that this thread needs next, or 0. */
+enum { QUANT_ASKED = 4 }; /* lines of what is upcoming, a block: what memory gives while six rows meet two tiles */
+
+/* R rows against S vectors of outputs. ahead: bytes from here to the weights that this thread needs next, or 0;
+ * upcoming: what to ask for instead, or nullptr. */
 template <int R, int S, int BITS, bool MINIMUM, int PLANES>
-static void quant_tiles(const Packed &w, int64_t tile, const QuantRows &rows, int64_t ahead, float *sums) {
+static void quant_tiles(const Packed &w, int64_t tile, const QuantRows &rows, int64_t ahead, Upcoming *upcoming, float *sums) {
     const int64_t tile_bytes = w.head->tile_bytes, blocks = w.blocks, every = w.head->group / 32;
     const bool wide = w.head->wide != 0;
     for (int lane = 0; lane < TILE; lane += QUANT_PARTS * W) {
@@ -142,6 +145,7 @@ static void quant_tiles(const Packed &w, int64_t tile, const QuantRows &rows, in
             if (ahead != 0)
                 for (int s = 0; s < S; s += QUANT_PARTS)
                     for (int j = 0; j < BITS; ++j) prefetch(codes + s / QUANT_PARTS * tile_bytes + 64 * j + ahead);
+            if (upcoming != nullptr) upcoming->ask<QUANT_ASKED>();
             const uint8_t *x = rows.q + b * 32, *rest = rows.q + (PLANES - 1) * rows.plane + blocks * 32 + b * 4;
             I offset[R], whole[R][S];
 #pragma GCC unroll 8
@@ -169,7 +173,7 @@ static void quant_tiles(const Packed &w, int64_t tile, const QuantRows &rows, in
     }
 }
 
-typedef void (*QuantTiles)(const Packed &, int64_t, const QuantRows &, int64_t, float *);
+typedef void (*QuantTiles)(const Packed &, int64_t, const QuantRows &, int64_t, Upcoming *, float *);
 
 template <int R, int TILES, int PLANES> static void quant_tiles_of(const Head &head, QuantTiles (*to)[QUANT_ROWS]) {
     enum { S = TILES * QUANT_PARTS };
@@ -185,23 +189,27 @@ struct QuantSource {
     Packed w;
     QuantRows rows;
     int64_t chunk;
+    Upcoming *upcoming; /* or nullptr */
     QuantTiles by_size[QUANT_TILES][QUANT_ROWS];
 
-    /* The first rows of a chunk fetch the tiles after these: a tile is too short for the processor's own guesses. */
+    /* The first rows of a chunk fetch the tiles after these: a tile is too short for the processor's own guesses. The
+     * rows after them find their tiles in a cache, and fetch what is upcoming. */
     OPTPIPE_INLINE void block(int64_t tile, int64_t tiles, int64_t row, int64_t count, bool first, float *sums) const {
         const QuantRows from = {rows.q + row * rows.stride, rows.stride, rows.plane};
+        const int64_t ahead = first ? 2 * w.head->tile_bytes : 0;
         for (int64_t s = 0; s < tiles; s += QUANT_TILES) {
-            const int64_t some = least(QUANT_TILES, tiles - s), ahead = first ? 2 * w.head->tile_bytes : 0;
-            by_size[some - 1][count - 1](w, tile + s, from, ahead, sums + s * ROWS * TILE);
+            Upcoming *wanted = !first && upcoming != nullptr && upcoming->any() ? upcoming : nullptr;
+            by_size[least(QUANT_TILES, tiles - s) - 1][count - 1](w, tile + s, from, ahead, wanted, sums + s * ROWS * TILE);
         }
     }
 };
 
-static QuantSource quant_source(void *blob, const uint8_t *q, int64_t row_bytes, int64_t planes) {
+static QuantSource quant_source(void *blob, const uint8_t *q, int64_t row_bytes, int64_t planes, Upcoming *upcoming) {
     QuantSource it;
     it.w = packed(blob);
     it.rows = {q, row_bytes, quantized_bytes(it.w.head->inputs)};
     it.chunk = (384 << 10) / most(1, row_bytes); /* rows that leave room in a second-level cache of 1 MB */
+    it.upcoming = upcoming;
     if (planes == 1) quant_tiles_of<QUANT_ROWS, QUANT_TILES, 1>(*it.w.head, it.by_size);
     else quant_tiles_of<QUANT_ROWS, QUANT_TILES, 2>(*it.w.head, it.by_size);
     return it;
@@ -218,12 +226,12 @@ static const char *check_quant_linear(const Call &c) {
     return check_quantized(c, 0, rows, c.i[1]);
 }
 
-static QuantSource quant_source_of(const Call &c) {
+static QuantSource quant_source_of(const Call &c, int thread) {
     const int64_t planes = planes_of(c, 0, c.i[1]), bytes = planes == 1 ? c.stride(0, 0) : 2 * quantized_bytes(c.i[1]);
-    return quant_source(c.at<uint8_t>(1), c.at<uint8_t>(0), bytes, planes);
+    return quant_source(c.at<uint8_t>(1), c.at<uint8_t>(0), bytes, planes, c.upcoming(thread));
 }
 
-static void quant_linear(const Call &c, int thread, int threads) { run_linear(c, quant_source_of(c), thread, threads); }
+static void quant_linear(const Call &c, int thread, int threads) { run_linear(c, quant_source_of(c, thread), thread, threads); }
 
 /* quant_linear_gated(q, w, bias?, out?, outq?) | I K bits group has_minimum kind: gated.h */
 static const char *check_quant_linear_gated(const Call &c) {
@@ -231,7 +239,7 @@ static const char *check_quant_linear_gated(const Call &c) {
     return words != nullptr ? words : check_quantized(c, 0, c.size(0, 0), c.i[1]);
 }
 
-static void quant_linear_gated(const Call &c, int thread, int threads) { run_gated(c, quant_source_of(c), thread, threads); }
+static void quant_linear_gated(const Call &c, int thread, int threads) { run_gated(c, quant_source_of(c, thread), thread, threads); }
 
 /* quant_linear_argmax(q, w, bias?, ids, best?) | N K bits group has_minimum: best.h */
 static const char *check_quant_linear_argmax(const Call &c) {
@@ -239,4 +247,4 @@ static const char *check_quant_linear_argmax(const Call &c) {
     return words != nullptr ? words : check_quantized(c, 0, c.size(0, 0), c.i[1]);
 }
 
-static void quant_linear_argmax(const Call &c, int thread, int threads) { run_best(c, quant_source_of(c), thread, threads); }
+static void quant_linear_argmax(const Call &c, int thread, int threads) { run_best(c, quant_source_of(c, thread), thread, threads); }
