@@ -148,6 +148,26 @@ def test_doctor_reports_the_machine_as_json(capsys):
     assert "optpipe:passes" in report["plugins"]["loaded"]
 
 
+def test_doctor_tells_what_onnx_would_run_with(capsys, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    assert run(["doctor"]) == 0
+    said = capsys.readouterr().out.split("Target: onnx: ready\n")[1]
+    assert f"onnxruntime: {onnxruntime.__version__}" in said
+    assert "providers: CUDAExecutionProvider CPUExecutionProvider" in said
+
+
+def test_doctor_tells_what_onnx_lacks(capsys, monkeypatch):
+    install = pytest.importorskip("optpipe_kernels.onnx.install")
+    monkeypatch.setattr(install, "find_spec", lambda name: None)
+    assert run(["doctor", "--json"]) == 0
+    (found,) = (it for it in json.loads(capsys.readouterr().out)["targets"] if it["name"] == "onnx")
+    assert "'onnx' is not installed: pip install 'optpipe[onnx]'" in found["problem"]
+    assert found["details"] == {}
+
+
 def test_doctor_reads_features_and_memory(tmp_path):
     from optpipe.cli.doctor import cpu, memory
 

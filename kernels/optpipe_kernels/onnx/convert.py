@@ -25,7 +25,7 @@ def convert(c: Converter) -> None:
         heads = cast("int", item.value.type.shape[2])
         name = {"k": "key", "v": "value"}[kind]
         shape: list[int | str] = ["batch", heads, "positions", head_width(c.program, item.value)]
-        c.writer.input(f"past_key_values.{layer}.{name}", np.float32, shape)
+        c.writer.input(f"past_key_values.{layer}.{name}", _cache_dtype(c), shape)
     for node in c.program.nodes:
         convert_node(c, node)
     _outputs(c)
@@ -153,7 +153,11 @@ def _present(c: Converter) -> None:
                 "positions_after",
                 head_width(c.program, item.value),
             ]
-            c.writer.output(f"present.{layer}.{'key' if kind == 'k' else 'value'}", np.float32, shape_)
+            c.writer.output(f"present.{layer}.{'key' if kind == 'k' else 'value'}", _cache_dtype(c), shape_)
+
+
+def _cache_dtype(c: Converter) -> type[np.float16] | type[np.float32]:
+    return np.float16 if c.options.half else np.float32
 
 
 def paged(program: Program) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from optpipe.errors import RequestError
 from optpipe.program.program import Arg, Node, Program, Value, WeightRef
 
-from .model import MICROSOFT, ModelWriter
+from .model import MICROSOFT, ModelWriter, element_type
 from .rotary import Tables, Turned
 
 DTYPES: dict[str, Any] = {
@@ -41,6 +41,8 @@ class ExportOptions:
         argmax: put out each row's likeliest token too.
         idle: with "chosen" rows, a slot may sit out a run; from ONNX Runtime 1.32 on.
         experts: packed experts are ``QMoE`` where it has their grid; from ONNX Runtime 1.31 on.
+        half: attention and its cache are float16, as the CUDA provider takes no other; all else stays
+            float32, which models that outgrow float16 need.
     """
 
     microsoft: bool = True
@@ -50,6 +52,7 @@ class ExportOptions:
     argmax: bool = False
     idle: bool = True
     experts: bool = True
+    half: bool = False
 
 
 @dataclass
@@ -124,6 +127,14 @@ class Converter:
             declared = self.program.weights[name].type.dtype
             self.writer.tensor(name, self.read(name).astype(DTYPES[declared], copy=False))
         return name
+
+    def halved(self, name: str | None) -> str | None:
+        """A tensor as attention takes it: float16 where ``half`` says so. Once a tensor."""
+        if name is None or not self.options.half:
+            return name
+        if (key := f"half {name}") not in self.shared:
+            self.shared[key] = self.emit("Cast", name, to=element_type(np.float16))
+        return self.shared[key]
 
     def constant(self, values: Any, dtype: str = "i64") -> str:
         """A constant of a Program's dtype."""

@@ -27,7 +27,10 @@ from .runs import Run, composition, runs
 from .session import Settings, open_session
 
 _BINDINGS = 64  # ranges of slots that are remembered
-_DTYPES = {"tensor(float)": np.dtype(np.float32), "tensor(float16)": np.dtype(np.float16)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+}
 
 
 @dataclass

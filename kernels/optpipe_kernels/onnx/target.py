@@ -79,13 +79,16 @@ class OnnxTarget:
             raise RequestError(f"The onnx target computes with float32 or int8, not with '{activations}'.")
         context = context_of(artifact)
         positions = min(context, _POSITIONS) if slot_tokens is None else slot_tokens
+        # By ONNX Runtime's list of kernels, CUDA's attention is 16 bits wide, no row of it sits out, and its
+        # QMoE takes no weights of a router.
         options = ExportOptions(
             accuracy_level=4 if activations == "int8" else 0,
             context=max(positions, 1),
             rows="chosen",
             argmax=device == "cuda",  # a CPU's logits are here already
-            idle=runtime() >= IDLE_ROWS,
-            experts=runtime() >= ROUTED_EXPERTS,
+            idle=device == "cpu" and runtime() >= IDLE_ROWS,
+            experts=device == "cpu" and runtime() >= ROUTED_EXPERTS,
+            half=device == "cuda",
         )
         model = exported(artifact, options)
         layers = _layers(artifact)

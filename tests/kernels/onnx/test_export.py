@@ -150,6 +150,39 @@ def test_the_config_for_genai_names_what_the_model_has(exported):
     assert config["model"]["vocab_size"] == 264
 
 
+def test_attention_of_16_bits_has_a_cache_of_16(tiny, exported):
+    genai = pytest.importorskip("onnxruntime_genai")
+    folder = exported("llama", dtype="float16")
+    graph = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph
+    halves = {it.name for it in (*graph.input, *graph.output) if it.type.tensor_type.elem_type == 10}
+    assert halves == {
+        f"{it}.{layer}.{kind}"
+        for it in ("past_key_values", "present")
+        for layer in range(2)
+        for kind in ("key", "value")
+    }
+    prompt = [7, 30, 44, 100, 9]
+    params = genai.GeneratorParams(model := genai.Model(str(folder)))
+    params.set_search_options(max_length=20, min_length=20)
+    generator = genai.Generator(model, params)
+    generator.append_tokens(np.array([prompt], np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    tokens = generator.get_sequence(0)
+    logits = optpipe.load(tiny("llama")).logits(tokens[:-1])[len(prompt) - 1 :]
+    chosen = np.take_along_axis(logits, tokens[len(prompt) :, None].astype(np.int64), axis=1)[:, 0]
+    assert (logits.max(axis=1) - chosen).max() < 5e-3  # the likeliest, within what 11 bits tell apart
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"dtype": "bfloat16"}, "not bfloat16"), ({"dtype": "float16", "ops": "standard"}, "float32 only")],
+)
+def test_a_form_that_there_is_not_is_refused(exported, options, said):
+    with pytest.raises(RequestError, match=said):
+        exported("llama", **options)
+
+
 def test_what_cannot_be_exported_is_named(tiny, tmp_path):
     with pytest.raises(RequestError, match="paged"):
         OnnxFormat().export(load_artifact(tiny("llama", passes="")), tmp_path / "a")

@@ -14,7 +14,11 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from optpipe.artifact import load_artifact
+from optpipe_kernels.onnx.converter import ExportOptions
+from optpipe_kernels.onnx.executor import OnnxExecutor
 from optpipe_kernels.onnx.format import OnnxFormat
+from optpipe_kernels.onnx.session import Settings
+from optpipe_kernels.onnx.target import OnnxTarget, exported
 
 pytestmark = pytest.mark.slow  # downloads 90 MB and 230 MB once, and minutes of work
 
@@ -47,6 +51,22 @@ def greedy(folder, target, blocks, **options):
 def test_the_engine_gives_the_references_greedy_tokens(made):
     expected = greedy(made, "reference", 64)
     assert greedy(made, "onnx", 4, slot_tokens=128) == expected
+
+
+def test_attention_of_16_bits_is_close(made):
+    artifact = load_artifact(made)
+    ids = np.asarray(load_tokenizer(made).encode(" ".join(PROMPTS)), np.int64)
+    whole = OnnxTarget().load_artifact(artifact, threads=1, slot_tokens=128)
+    options = ExportOptions(context=128, rows="chosen", argmax=True, idle=False, experts=False, half=True)
+    model = exported(artifact, options)
+    half = OnnxExecutor(model, whole.cache_spec.layers, 0, Settings("cpu", 1, 128))
+    wanted, found = (log_softmax(it.logits(ids)) for it in (whole, half))
+    assert 0 < (np.exp(wanted) * (wanted - found)).sum(-1).mean() < 1e-4
+
+
+def log_softmax(logits):
+    apart = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return apart - np.log(np.exp(apart).sum(-1, keepdims=True))
 
 
 def test_genai_generates_the_same_text(made, tmp_path):

@@ -22,6 +22,7 @@ from optpipe_kernels.onnx.target import OnnxTarget  # noqa: E402
 
 TOKENS = np.random.default_rng(0).integers(0, 250, 40)  # past every window
 BOUND = 2e-5  # of a logit near 1 to 10, both sides in float32
+HALF_BOUND = 5e-3  # attention's inputs have 11 bits: 2⁻¹¹ of numbers near 1, through two layers
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +124,7 @@ def test_the_device_chooses_the_provider(tiny, monkeypatch, device, providers):
     outputs = {it.name for it in real(asked["model"]).get_outputs()}
     assert ("token_ids" in outputs) == (device == "cuda")  # a GPU's logits stay there
     assert executor.device == device
+    assert executor.kv_dtypes == ("f16" if device == "cuda" else "f32",)
 
 
 def test_a_model_that_chooses_tokens_itself(tiny):
@@ -137,6 +139,23 @@ def test_a_model_that_chooses_tokens_itself(tiny):
     np.testing.assert_array_equal(both.token_ids, both.logits.argmax(-1))
     np.testing.assert_array_equal(alone.token_ids, both.token_ids)
     assert alone.logits is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt-oss", "bloom", "mistral"])
+def test_attention_of_16_bits(tiny, name):
+    """The form of the CUDA provider, on a CPU: rotation, window, sinks and slopes in float16."""
+    path = tiny(name)
+    options = ExportOptions(context=64, rows="chosen", argmax=True, idle=False, experts=False, half=True)
+    model = target.exported(load_artifact(path), options)
+    executor = OnnxExecutor(model, loaded(path).cache_spec.layers, 0, Settings("cpu", 1, 64))
+    whole = loaded(path)
+    assert executor.kv_dtypes == ("f16",)
+    assert 2 * executor.block_bytes() == whole.block_bytes()
+    wanted = whole.logits(TOKENS)
+    executor.allocate(2)
+    for begin, end in ((0, 13), (13, 14), (14, 40)):
+        found = executor.submit(step_of([(1, begin, end)], TOKENS)).result().logits
+        assert 0 < np.abs(found - wanted[begin:end]).max() < HALF_BOUND
 
 
 def test_tokens_alone_come_without_logits(tiny):

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
+
 from optpipe.program.program import Node, Value
 
 from ..converter import Converter, UnmappedError, argument, head_width
+from ..model import element_type
 from ..rotary import Turned, rotary_tables
 from .attention_inputs import key_bias, padded_rows, turn_now
 from .projections import packed
@@ -77,9 +80,10 @@ def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> None:
     made = c.writer.node(
         "GroupQueryAttention",
         [
-            *inputs, *past, c.shared["seqlens_k"], c.shared["total_sequence_length"],
-            tables.cos if tables else None, tables.sin if tables else None, None, key_bias(c, node),
-            None if sinks is None else c.name(sinks), None, None, None, None, c.shared.get("query_seqlens"),
+            *(c.halved(it) for it in inputs), *past, c.shared["seqlens_k"], c.shared["total_sequence_length"],
+            c.halved(tables.cos) if tables else None, c.halved(tables.sin) if tables else None, None,
+            c.halved(key_bias(c, node)), None if sinks is None else c.halved(c.name(sinks)),
+            None, None, None, None, c.shared.get("query_seqlens"),
         ],
         path=c.path,
         outputs=[c.writer.fresh(c.path, "attention"), *present],
@@ -92,10 +96,11 @@ def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> None:
         do_rotary=int(fused is not None),
         rotary_interleaved=int(fused is not None and fused.interleaved),
     )  # fmt: skip
+    out = c.emit("Cast", made[0], to=element_type(np.float32)) if c.options.half else made[0]
     if v_width == wide:
-        c.bind_rows(node.results[0], made[0])
+        c.bind_rows(node.results[0], out)
         return
-    apart = c.reshape(made[0], [-1, heads, wide])
+    apart = c.reshape(out, [-1, heads, wide])
     ends = [c.constant([it]) for it in (0, v_width, 2)]
     c.bind(node.results[0], c.emit("Slice", apart, *ends))
 
