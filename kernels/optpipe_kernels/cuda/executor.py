@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from optpipe.errors import CapacityError
-from optpipe.targets.protocol import CacheSpec, Draws, Ints, MemoryNeeds, StepInputs, StepResult
+from optpipe.targets.protocol import CacheSpec, Draws, Ints, MemoryNeeds, StepInputs
 from optpipe.targets.steps import INPUTS, check_step, check_tokens, one_sequence
 
 from . import cache, drawing
@@ -26,23 +26,12 @@ from .calls import Calls, Facts
 from .feed import fed_tokens
 from .graphs import Graphs, Recorder
 from .operations import Operations
+from .pending import Given, Pending
 from .staging import Staging
 from .steps import Lowered
 from .workspace import workspace_bytes
 
 FED_ROWS = 4096  # of a step, at most, whose tokens the next may take
-
-
-class Given(NamedTuple):
-    """What a step of the model gave, on the device.
-
-    Attributes:
-        ids: [R] int64, each row's most likely token, or the one that was drawn.
-        logits: [R, V] float32, where they were wanted.
-    """
-
-    ids: torch.Tensor
-    logits: torch.Tensor | None
 
 
 class Staged(NamedTuple):
@@ -57,31 +46,6 @@ class Staged(NamedTuple):
     inputs: dict[str, torch.Tensor]
     shape: Shape
     facts: Facts
-
-
-class Pending:
-    """A step under way: its results are on their way to the host."""
-
-    def __init__(self, given: Given, rows: int) -> None:
-        self._ids = _to_host(given.ids[:rows])
-        self._logits = None if given.logits is None else _to_host(given.logits[:rows])
-        self._done: torch.cuda.Event | None = None
-        if given.ids.is_cuda:
-            self._done = torch.cuda.Event()
-            self._done.record(torch.cuda.current_stream(given.ids.device))
-
-    def result(self) -> StepResult:
-        """Wait for the step."""
-        if self._done is not None:
-            self._done.synchronize()
-        logits = None if self._logits is None else self._logits.numpy()
-        return StepResult(self._ids.numpy(), logits)
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the host that may still be under way."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return host.copy_(tensor, non_blocking=True)
 
 
 class CudaExecutor:

@@ -21,6 +21,7 @@ from optpipe.program.types import TensorType
 from optpipe.targets.protocol import CacheSpec
 
 from ..cpu.lowering.siblings import find_siblings
+from .joining import gate_up, turn_and_write
 from .recipes import Dense, EightBits, Grid, Joined, Plain, Quantized, Rows
 from .rounding import round_in_norms
 from .steps import Lowered, Operand, Step
@@ -39,7 +40,7 @@ def lower(program: Program) -> Lowered:
     wide = _from_positions(program)
     steps = list(_steps(program, wide))
     output = program.outputs[0]
-    steps = round_in_norms(_gate_up(_turn_and_write(steps)), output.name)
+    steps = round_in_norms(gate_up(turn_and_write(steps)), output.name)
     names = [each.value.name for each in program.inputs]
     if "logit_rows" not in names:
         output, step = _rows_of(output)
@@ -245,79 +246,3 @@ def _weights(arg: Arg, wide: bool) -> Operand | tuple[Operand, ...]:
     if isinstance(arg, WeightRef):
         return Plain(arg.name, wide)
     return tuple(_weights(item, wide) for item in arg) if isinstance(arg, tuple) else arg  # type: ignore[misc]
-
-
-def _gate_up(steps: list[Step]) -> list[Step]:
-    """Put the gated activation into the quantized product that nobody else reads."""
-    readers = Counter(name for step in steps for name in step.reads())
-    makers = {value.name: step for step in steps for value in step.results}
-    taken: dict[int, Step] = {}
-    gone: set[int] = set()
-    for step in steps:
-        if step.kernel != "gated_act" or not isinstance(step.args[0], Value):
-            continue
-        product = makers.get(step.args[0].name)
-        if product is None or product.kernel != "quant_linear" or step.args[:2] != product.results:
-            continue
-        if all(readers[value.name] == 1 for value in product.results) and _halves(product):
-            taken[id(product)] = replace(
-                product, kernel="quant_gate_up", kwargs=step.kwargs, results=step.results, windows=()
-            )
-            gone.add(id(step))
-    return [taken.get(id(step), step) for step in steps if id(step) not in gone]
-
-
-def _halves(product: Step) -> bool:
-    (first, middle), (again, end) = product.windows
-    return first == 0 and middle == again and end == 2 * middle
-
-
-def _turn_and_write(steps: list[Step]) -> list[Step]:
-    """Put rope(k), and the rope(q) that goes with it, into the write of the keys."""
-    place = {id(step): at for at, step in enumerate(steps)}
-    makers = {value.name: step for step in steps for value in step.results}
-    readers: dict[str, list[Step]] = {}
-    for step in steps:
-        for name in step.reads():
-            readers.setdefault(name, []).append(step)
-    attention = {step.args[1]: step for step in steps if step.kernel == "paged_attention"}
-    gone: set[int] = set()
-    made: dict[int, Step] = {}
-    for step in steps:
-        if step.kernel != "kv_write" or not isinstance(step.args[0], Value):
-            continue
-        turn = makers.get(step.args[0].name)
-        if turn is None or turn.kernel != "rope" or len(readers[step.args[0].name]) != 1:
-            continue
-        reader = attention.get(step.args[2])
-        query = makers.get(reader.args[0].name) if reader and isinstance(reader.args[0], Value) else None
-        if query is not None and not _goes_with(query, turn, step, readers, place):
-            query = None
-        gone.update(id(it) for it in (turn, query) if it is not None)
-        made[id(step)] = _rope_kv_write(query, turn, step)
-    return [made.get(id(step), step) for step in steps if id(step) not in gone]
-
-
-def _goes_with(
-    query: Step, turn: Step, write: Step, readers: dict[str, list[Step]], place: dict[int, int]
-) -> bool:
-    """Whether a query's rope is the key's, before the write, and nobody needs it sooner."""
-    return (
-        query.kernel == "rope"
-        and query is not turn
-        and query.args[1:] == turn.args[1:]
-        and query.kwargs == turn.kwargs
-        and place[id(query)] < place[id(write)]
-        and all(place[id(it)] > place[id(write)] for it in readers[query.results[0].name])
-    )
-
-
-def _rope_kv_write(query: Step | None, turn: Step, write: Step) -> Step:
-    """``rope_kv_write(q?, k, v, cos, sin, k_cache, v_cache, slots; interleaved) → turned q``."""
-    return Step(
-        "rope_kv_write",
-        (query.args[0] if query else None, turn.args[0], write.args[1], *turn.args[1:3], *write.args[2:5]),
-        turn.kwargs,
-        query.results if query else (),
-        path=write.path,
-    )
