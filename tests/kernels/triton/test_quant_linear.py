@@ -102,8 +102,8 @@ def same_bits(grid, kind, place, counts):
 def test_runs_inside_a_program_give_the_bits_of_runs_in_programs(grid, kind, monkeypatch):
     """The products are numpy's here, whose bits move with the tile: all have the same, but for INSIDE."""
 
-    def tile(kernel, key, *, invariant, rows):
-        assert invariant
+    def tile(kernel, key, *, invariant, rows, bits):
+        assert invariant and bits == grid[2]
         sizes = {"BLOCK_N": 32, "BLOCK_M": 16, "GROUP_TILES": 2}
         return Tile(sizes | {"INSIDE": int(rows > 16)})
 
@@ -128,7 +128,7 @@ def test_the_order_of_sums_depends_on_the_weight_alone():
     """Over every row of the table: the same runs, blocks of inputs and warpgroups for any number of rows."""
     for columns in (4096, 14336):
         weight = meta_weight(4096, columns, 4, 32, True)
-        for key in ("sm_80", "sm_90", "sm_100"):
+        for key in ("sm_80", "sm_86", "sm_90", "sm_100"):
             seen = set()
             for count in (1, 16, 17, 32, 64, 65, 128, 512, 8192):
                 x = torch.empty(count, columns, dtype=torch.bfloat16, device="meta")
