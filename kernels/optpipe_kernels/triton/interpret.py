@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import triton.compiler.code_generator  # noqa: F401 - before the language is patched: it keeps its functions
 import triton.language as tl
 from triton import knobs
 from triton.runtime import interpreter
