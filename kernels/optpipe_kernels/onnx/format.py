@@ -50,5 +50,6 @@ class OnnxFormat:
             context=context_of(artifact, context),
             rows=logits,
             half=dtype == "float16",
+            experts=dtype != "float16",  # the CUDA provider's operator takes no weights of a router
         )
         export_onnx(artifact, output, options)

@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime")
 
 from optpipe_kernels.onnx.converter import ExportOptions  # noqa: E402
 from optpipe_kernels.onnx.export import write_model  # noqa: E402
+from optpipe_kernels.onnx.format import OnnxFormat  # noqa: E402
 from optpipe_kernels.onnx.rules.qmoe import by_turns  # noqa: E402
 from optpipe_kernels.onnx.target import OnnxTarget  # noqa: E402
 
@@ -47,6 +48,16 @@ def test_what_the_operator_does_not_take_is_written_expert_by_expert(tiny, tmp_p
     bytes_ = load_artifact(tiny("mixtral", passes="quant{bits=8},paged"))
     assert "QMoE" not in operators(bytes_, tmp_path / "exact")  # it would round activations
     assert "QMoE" in operators(bytes_, tmp_path / "rounded", accuracy_level=4)
+
+
+def test_the_form_of_the_cuda_provider_has_experts_one_by_one(tiny, tmp_path):
+    """Its operator takes no weights of a router."""
+    symmetric = load_artifact(tiny("mixtral", passes=SYMMETRIC))
+    for dtype, held in {"float32": True, "float16": False}.items():
+        folder = tmp_path / dtype
+        OnnxFormat().export(symmetric, folder, dtype=dtype)
+        nodes = onnx.load(str(folder / "model.onnx"), load_external_data=False).graph.node
+        assert any(it.op_type == "QMoE" for it in nodes) is held
 
 
 def test_rows_of_two_halves_by_turns():
