@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -95,9 +96,21 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ArtifactError(f"The tokenizer of '{folder}' cannot be read: {error}.") from error
+    _give_back()
     settings = _read(folder / "tokenizer_config.json")
     special = _special(_read(folder / "special_tokens_map.json")) | _special(settings)
     return Tokenizer(backend, special, _template(folder, settings))
+
+
+def _give_back() -> None:
+    """Return the C heap's free pages to the system, where the C library (glibc) can.
+
+    Reading leaves many of them between what it keeps: a vocabulary of 262,144 held 300 MB without this and
+    100 MB with it. It takes 14 ms there, and 2 ms for 49,152.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def stop_ids(folder: Path, tokenizer: Tokenizer | None) -> frozenset[int]:

@@ -89,11 +89,9 @@ class CpuTarget:
             RequestError: an option has a value that it cannot have.
         """
         lowerings, pool = _lowered(artifact.program, activations), _pool(**options)
-        tensors: dict[str, NDArray[Any]] = {}
-        for name in artifact.manifest.files:
-            if name.endswith(".safetensors"):
-                tensors.update(map_tensors(artifact.path / name))
-
+        names = (it for it in artifact.manifest.files if it.endswith(".safetensors"))
+        files = [map_tensors(artifact.path / name) for name in names]
+        tensors = {name: tensor for file in files for name, tensor in file.items()}
         rows = rows_of(artifact.program)
 
         def read(name: str) -> NDArray[Any]:
@@ -101,8 +99,13 @@ class CpuTarget:
                 raise ArtifactError(f"The artifact '{artifact.path}' lacks the weight '{name}' of its graph.")
             return words(tensors[name]) if name in rows else tensors[name]
 
+        def forget() -> None:
+            for file in files:
+                file.forget()
+
         with _closed_on_error(pool):
-            weights = cached_weights(lowerings.weights, read, _content(artifact), cache_folder(), pool)
+            content = _content(artifact)
+            weights = cached_weights(lowerings.weights, read, content, cache_folder(), pool, forget)
             return CpuExecutor(lowerings, weights, library(), pool)
 
     def report_plan(

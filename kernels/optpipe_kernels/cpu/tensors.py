@@ -24,7 +24,23 @@ _DTYPES = {
 _MAX_HEADER = 100 << 20
 
 
-def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
+class Tensors(dict[str, NDArray[Any]]):
+    """The tensors of a file by name, over the mapped file.
+
+    Args:
+        file: that is mapped.
+    """
+
+    def __init__(self, file: mmap.mmap) -> None:
+        super().__init__()
+        self._file = file
+
+    def forget(self) -> None:
+        """Let what was read leave this process's memory; it is read again when it is used again."""
+        self._file.madvise(mmap.MADV_DONTNEED)
+
+
+def map_tensors(path: Path) -> Tensors:
     """Every tensor of a file; bfloat16 as the uint16 of its bits.
 
     Raises:
@@ -42,8 +58,12 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
             raise ArtifactError(f"'{path.name}' is no safetensors file: its header is no JSON.") from None
         if not isinstance(header, dict):
             raise ArtifactError(f"'{path.name}' is no safetensors file: its header is no object.")
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[8 + length :]
-    return {name: _tensor(path, data, name, it) for name, it in header.items() if name != "__metadata__"}
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tensors, data = Tensors(whole), memoryview(whole)[8 + length :]
+    for name, entry in header.items():
+        if name != "__metadata__":
+            tensors[name] = _tensor(path, data, name, entry)
+    return tensors
 
 
 def _tensor(path: Path, data: memoryview, name: str, entry: Any) -> NDArray[Any]:

@@ -26,8 +26,8 @@ from .cache import cache_bytes
 from .library import Pool, library
 from .lowering.dialect_rules import ACTIVATIONS, NO_LIMIT
 from .lowering.recipe import Experts, Linear, Matrix
+from .making import make
 from .pack import aligned_zeros, quantized_bytes
-from .weights import make
 
 Optional = torch.Tensor | None
 Grid = tuple[torch.Tensor, Optional, Optional]  # codes or values, scale, minimum

@@ -30,13 +30,10 @@ from numpy.typing import NDArray
 from optpipe.errors import ArtifactError
 
 from .library import Pool
-from .lowering.recipe import Experts, Joined, Linear, Matrix, Plain, Recipe
+from .lowering.recipe import Recipe
 from .lowering.view import External
-from .pack import LAYOUT, Bytes, aligned_zeros, pack
-from .pack import Matrix as Stored
-
-Read = Callable[[str], NDArray[Any]]
-"""A weight of the artifact by name, as it is stored; bfloat16 as uint16."""
+from .making import Read, make, pieces
+from .pack import LAYOUT
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,6 @@ class Packed:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-_NUMPY = {"f32": "float32", "bf16": "uint16", "f16": "float16", "i64": "int64", "i32": "int32", "i8": "int8"}
-_NUMPY |= {"u8": "uint8", "bool": "bool"}
 _ALIGNMENT = 64
 _SUMMED = 1 << 17  # words of a sum: 1 MB
 _log = logging.getLogger("optpipe.cpu")
@@ -71,13 +66,19 @@ def pack_weights(recipes: Mapping[External, Recipe], read: Read, pool: Pool | No
 
 
 def cached_weights(
-    recipes: Mapping[External, Recipe], read: Read, content: str, folder: Path, pool: Pool | None = None
+    recipes: Mapping[External, Recipe],
+    read: Read,
+    content: str,
+    folder: Path,
+    pool: Pool | None = None,
+    forget: Callable[[], None] = lambda: None,
 ) -> Packed:
     """Every weight, mapped from the cache folder; packed into it first when they are not there.
 
     Args:
         content: tells the artifact from every other.
         folder: the cache folder; when it cannot be written to, the weights stay in memory.
+        forget: called between pieces; what ``read`` has brought into memory may leave it.
     """
     place = folder / "cpu" / _key(recipes, content)
     found = _mapped(place, recipes)
@@ -91,7 +92,7 @@ def cached_weights(
     except OSError:
         return pack_weights(recipes, read, pool)
     try:
-        _write(scratch, recipes, read, pool)
+        _write(scratch, recipes, read, pool, forget)
         if place.exists() and _mapped(place, recipes) is None:
             shutil.rmtree(place)  # damaged
         _rename(scratch, place)
@@ -107,79 +108,42 @@ def cached_weights(
     return found
 
 
-def make(recipe: Recipe, read: Read, pool: Pool | None = None) -> NDArray[Any]:
-    """One weight of the plan."""
-    if isinstance(recipe, Plain):
-        return _as(read(recipe.name), recipe.dtype)
-    if isinstance(recipe, Joined):
-        parts = [np.zeros(size, np.float32) if name is None else read(name) for name, size in recipe.parts]
-        return np.concatenate([_as(part, "f32") for part in parts])
-    if isinstance(recipe, Linear):
-        stored = [_matrix(part, read, recipe.bits) for part in recipe.parts]
-        if recipe.gated and len(stored) == 1:
-            stored = _halves(stored[0])
-        return pack(stored, recipe.inputs, recipe.bits, recipe.group, gated=recipe.gated, pool=pool)
-    return _experts(recipe, read, pool)
-
-
-def _experts(recipe: Experts, read: Read, pool: Pool | None) -> Bytes:
-    each = recipe.form.bytes
-    blob = aligned_zeros(each * recipe.experts)
-    stacks = [None if name is None else read(name) for name in recipe.matrix.names]
-    for e in range(recipe.experts):
-        parts = [None if stack is None else stack[e] for stack in stacks]
-        matrix = _stored(parts, recipe.bits, recipe.matrix.transposed)
-        out = blob[e * each : (e + 1) * each]
-        pack([matrix], recipe.inputs, recipe.bits, recipe.group, out=out, pool=pool)
-    return blob
-
-
-def _matrix(part: Matrix, read: Read, bits: int) -> Stored:
-    return _stored([None if name is None else read(name) for name in part.names], bits, part.transposed)
-
-
-def _stored(arrays: list[NDArray[Any] | None], bits: int, transposed: bool) -> Stored:
-    weight, *grid = arrays
-    assert weight is not None, "a matrix has a weight"
-    if bits in (16, 32):
-        weight = _as(weight.T if transposed else weight, "bf16" if bits == 16 else "f32")
-    return Stored(weight, *grid)
-
-
-def _halves(whole: Stored) -> list[Stored]:
-    half = whole.weight.shape[0] // 2
-    return [
-        Stored(*(None if it is None else it[part] for it in (whole.weight, whole.scale, whole.minimum)))  # type: ignore[arg-type]
-        for part in (slice(0, half), slice(half, None))
-    ]
-
-
-def _as(array: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """In another dtype; bfloat16 travels as uint16 and widens exactly."""
-    if array.dtype == np.uint16 and dtype != "bf16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(array, dtype=_NUMPY[dtype])
-
-
 def _key(recipes: Mapping[External, Recipe], content: str) -> str:
     text = "\n".join([content, str(LAYOUT), *sorted(external.name for external in recipes)])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _write(folder: Path, recipes: Mapping[External, Recipe], read: Read, pool: Pool | None) -> None:
+def _write(
+    folder: Path,
+    recipes: Mapping[External, Recipe],
+    read: Read,
+    pool: Pool | None,
+    forget: Callable[[], None],
+) -> None:
     index = {}
     with (folder / "weights.bin").open("wb") as file:
         for external, recipe in recipes.items():
-            array = make(recipe, read, pool)
             _pad(file)
-            index[external.name] = [file.tell(), array.nbytes, array.dtype.name, list(array.shape)]
-            file.write(array.data)
+            index[external.name] = _append(file, pieces(recipe, read, pool), forget)
         _pad(file)
         file.flush()
         os.fsync(file.fileno())
     sums = _sums(np.memmap(folder / "weights.bin", np.uint8, mode="r"))
     text = json.dumps({"arrays": index, "sums": sums})
     (folder / "index.json").write_text(f"{_digest(text)}\n{text}")
+
+
+def _append(
+    file: BinaryIO, parts: Iterator[NDArray[Any]], forget: Callable[[], None]
+) -> list[int | str | list[int]]:
+    """The parts end to end → their entry of the index."""
+    begin, rows = file.tell(), 0
+    for part in parts:
+        file.write(part.data)
+        rows += len(part)
+        dtype, row = part.dtype.name, part.shape[1:]
+        forget()
+    return [begin, file.tell() - begin, dtype, [rows, *row]]
 
 
 def _sums(raw: NDArray[np.uint8]) -> list[int]:

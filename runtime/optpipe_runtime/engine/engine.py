@@ -77,8 +77,9 @@ class Engine:
         **target_options: Any,
     ) -> None:
         opened = artifact if isinstance(artifact, Artifact) else load_artifact(artifact)
-        executor = optpipe.load(opened, target=target, **target_options)
+        # first, so that what reading it takes is free again when the weights come
         tokenizer = load_tokenizer(opened.path) if (opened.path / "tokenizer.json").is_file() else None
+        executor = optpipe.load(opened, target=target, **target_options)
         eos, context = stop_ids(opened.path, tokenizer), context_length(opened.path)
         name = Path(opened.path).resolve().name
         self._start(Model(executor, tokenizer, eos, context, name, target), config)

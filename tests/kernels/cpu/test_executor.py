@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from optpipe_kernels.cpu.library import library
 from optpipe_kernels.cpu.lowering import lower
 from optpipe_kernels.cpu.pack import quantized_bytes
 from optpipe_kernels.cpu.target import CpuTarget
+from optpipe_kernels.cpu.tensors import Tensors
 
 TOKENS = np.random.default_rng(0).integers(0, 250, 70)  # past every window, and past a block
 NOISE = 4  # times the reference's own error in float32 may be ours
@@ -231,7 +233,7 @@ def test_threads_end_with_the_executor_or_when_loading_fails(artifact, monkeypat
     assert tasks() == before + 2
     made.close()
     assert tasks() == before
-    monkeypatch.setattr("optpipe_kernels.cpu.target.map_tensors", lambda _: {})
+    monkeypatch.setattr("optpipe_kernels.cpu.target.map_tensors", lambda _: Tensors(mmap.mmap(-1, 1)))
     monkeypatch.setenv("OPTPIPE_CACHE", os.devnull)
     with pytest.raises(ArtifactError, match="lacks the weight"):
         CpuTarget().load_artifact(artifact, threads=3)

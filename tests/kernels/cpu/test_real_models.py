@@ -117,9 +117,9 @@ sys.exit(code)
 
 
 def test_generating_takes_the_weights_once_and_little_more(quantized, tmp_path, monkeypatch):
-    """From an empty cache of packed weights, and from a full one: 303 and 210 MB of 324 measured."""
-    if len(Tokenizer.from_file(str(quantized / "tokenizer.json")).get_vocab()) > 100_000:
-        pytest.skip("a vocabulary of 262,144 takes the tokenizer more than the model's weights")
+    """From an empty cache of packed weights, and from a full one: 189 MB each of 324 measured for SmolLM2,
+    467 and 423 of 515 for Gemma-3, whose tokenizer keeps 100 of them.
+    """
     monkeypatch.setenv("OPTPIPE_CACHE", str(tmp_path))
     executor = CpuTarget().load_artifact(load_artifact(quantized))
     blocks = -(-64 // executor.cache_spec.block_size)

@@ -3,14 +3,17 @@
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from optpipe_kernels.cpu import weights
-from optpipe_kernels.cpu.lowering.recipe import Joined, Linear, Matrix, Plain
+from optpipe_kernels.cpu import making, weights
+from optpipe_kernels.cpu.lowering.recipe import Experts, Joined, Linear, Matrix, Plain
 from optpipe_kernels.cpu.lowering.view import External
-from optpipe_kernels.cpu.weights import cached_weights, make
+from optpipe_kernels.cpu.making import make, pieces
+from optpipe_kernels.cpu.tensors import map_tensors
+from optpipe_kernels.cpu.weights import cached_weights
 
 RECIPES = {
     External("weight", "table"): Plain("table", "f32"),
@@ -172,3 +175,61 @@ def test_two_processes_at_once_leave_one_folder(read, expected, tmp_path, monkey
     monkeypatch.setattr(weights, "_rename", also_packs)
     same(cached_weights(RECIPES, read, "an artifact", tmp_path), expected)
     assert len(list((tmp_path / "cpu").iterdir())) == 1
+
+
+LARGE = {
+    "plain": Plain("rows", "f32"),
+    "widened": Plain("bits", "f32"),
+    "float": Linear((Matrix(("rows",), 100),), 64, 32, 0),
+    "transposed": Linear((Matrix(("rows",), 64, transposed=True),), 100, 32, 0),
+    "codes": Linear((Matrix(("codes", "scale", "minimum"), 100),), 64, 4, 32),
+    "a scale a row": Linear((Matrix(("codes8", "row_scale", None), 100),), 64, 8, -1),
+    "experts": Experts(Matrix(("stack",), 50), 2, 64, 32, 0),
+    "experts' codes": Experts(Matrix(("stacked_codes", "stacked_scale", None), 20), 5, 64, 4, 32),
+}
+
+
+@pytest.mark.parametrize("recipe", LARGE.values(), ids=LARGE)
+def test_the_pieces_of_a_large_weight_are_the_whole(randn, tmp_path, monkeypatch, recipe):
+    codes = np.random.default_rng(1).integers(-(1 << 31), 1 << 31, (100, 16), dtype=np.int32)
+    scale = randn(100, 2).astype(np.float16)
+    tensors = {
+        "rows": randn(100, 64),
+        "stack": randn(2, 50, 64),
+        "codes": codes[:, :8].copy(),
+        "codes8": codes,
+    }
+    tensors |= {"scale": scale, "minimum": scale[::-1], "row_scale": scale[:, :1]}
+    tensors |= {"bits": (codes >> 16).astype(np.uint16)}
+    tensors |= {"stacked_codes": codes[:, :8].reshape(5, 20, 8), "stacked_scale": scale.reshape(5, 20, 2)}
+    whole = make(recipe, tensors.__getitem__)
+    monkeypatch.setattr(making, "SLAB", 2000)
+    parts = list(pieces(recipe, tensors.__getitem__))
+    assert len(parts) > 1
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    external, forgotten = External("weight", "it"), []
+    cached = cached_weights(
+        {external: recipe}, tensors.__getitem__, "", tmp_path, forget=lambda: forgotten.append(1)
+    )
+    same(cached, {external: whole})
+    assert len(forgotten) == len(parts)
+
+
+def test_what_was_forgotten_of_a_mapped_file_is_read_again(tmp_path):
+    data, path = np.arange(1 << 18, dtype=np.int32), tmp_path / "it.safetensors"
+    header = json.dumps(
+        {"it": {"dtype": "I32", "shape": [1 << 18], "data_offsets": [0, data.nbytes]}}
+    ).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data.tobytes())
+    tensors = map_tensors(path)
+
+    def resident():
+        """KiB of the file in this process's memory."""
+        maps = Path("/proc/self/smaps").read_text().split(f"{path}\n")
+        return sum(int(it.split("Rss:")[1].split()[0]) for it in maps[1:])
+
+    assert tensors["it"].sum(dtype=np.int64) == data.sum(dtype=np.int64)
+    assert resident() >= 1024
+    tensors.forget()
+    assert resident() == 0
+    np.testing.assert_array_equal(tensors["it"], data)
