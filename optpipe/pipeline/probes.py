@@ -1,18 +1,19 @@
 """What contracts are measured on: text, the source model's logits on it, and the source model's own noise.
 
 The source is run once. Its logits lie in files and are read back a slab at a time, so that a vocabulary of
-262,144 costs no more memory than one of 256.
+262,144 costs no more memory than one of 256. The files have no names: a process that is killed leaves none.
 """
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -50,20 +51,18 @@ class Probe:
 class Stored:
     """Logits [R, V] in a file of float32."""
 
-    def __init__(self, path: Path, logits: torch.Tensor) -> None:
-        self._path = path
-        self._width = logits.shape[1]
-        self.rows = logits.shape[0]
-        logits.float().numpy().tofile(path)
+    def __init__(self, file: BinaryIO, logits: torch.Tensor) -> None:
+        self._file = file
+        self.rows, self._width = logits.shape
+        logits.float().numpy().tofile(file)
 
     def chunks(self, step: int = SLAB_ROWS) -> Iterator[torch.Tensor]:
         """Consecutive rows, ``step`` at a time."""
-        with self._path.open("rb") as file:
-            while True:
-                block = np.fromfile(file, np.float32, step * self._width)
-                if block.size == 0:
-                    return
-                yield torch.from_numpy(block).view(-1, self._width)
+        for begin in range(0, self.rows, step):
+            block = np.empty((min(step, self.rows - begin), self._width), np.float32)
+            read = os.preadv(self._file.fileno(), [block], begin * self._width * block.itemsize)
+            assert read == block.nbytes, f"{read = } must be {block.nbytes = }"
+            yield torch.from_numpy(block)
 
     def difference(self, logits: torch.Tensor) -> float:
         """Largest absolute difference from [R, V]; infinite when a logit is not a number."""
@@ -118,9 +117,8 @@ class Probes:
         calibration: str | None = None,
         together: int = ROW_BYTES,
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="optpipe-probes-"))
-        self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._count = 0
+        self._files = contextlib.ExitStack()
+        self._close = weakref.finalize(self, self._files.close)
         self._vocabulary = vocabulary
         limit = context or 1 << 30
         length = min(max(LOSSLESS_TOKENS, span + LOSSLESS_TOKENS // 2), limit)
@@ -159,8 +157,7 @@ class Probes:
     def keep(self, logits: torch.Tensor) -> Stored:
         """Put logits into a file that lives as long as the probes."""
         give_back()  # a run of the model has ended
-        self._count += 1
-        return Stored(self._folder / f"{self._count}.f32", logits)
+        return Stored(self._files.enter_context(tempfile.TemporaryFile()), logits)
 
     def __enter__(self) -> Probes:
         return self
@@ -168,7 +165,7 @@ class Probes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._remove()
+        self._close()
 
     def _windows(
         self,
