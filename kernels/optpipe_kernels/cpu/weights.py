@@ -18,7 +18,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,13 +26,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from optpipe.errors import ArtifactError
-
 from .library import Pool
 from .lowering.recipe import Recipe
 from .lowering.view import External
 from .making import Read, make, pieces
 from .pack import LAYOUT
+from .scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def cached_weights(
 
     Args:
         content: tells the artifact from every other.
-        folder: the cache folder; when it cannot be written to, the weights stay in memory.
+        folder: the cache folder; when it cannot be written to, the weights stay in memory, with a warning.
         forget: called between pieces; what ``read`` has brought into memory may leave it.
     """
     place = folder / "cpu" / _key(recipes, content)
@@ -87,24 +85,18 @@ def cached_weights(
     if place.exists():
         _log.warning("the packed weights in %s are damaged, and are made anew", place)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=place.parent, prefix=".packing-"))
-    except OSError:
+        with scratch_folder(place.parent) as scratch:
+            _write(scratch, recipes, read, pool, forget)
+            if place.exists() and _mapped(place, recipes) is None:
+                shutil.rmtree(place)  # damaged
+            _rename(scratch, place)
+            found = _mapped(place, recipes)
+    except OSError as error:  # no space left, or the folder is another user's
+        _log.warning("packed weights cannot be kept in %s, and stay in memory: %s", place, error)
         return pack_weights(recipes, read, pool)
-    try:
-        _write(scratch, recipes, read, pool, forget)
-        if place.exists() and _mapped(place, recipes) is None:
-            shutil.rmtree(place)  # damaged
-        _rename(scratch, place)
-    except OSError:  # no space left, or the folder is another user's
-        return pack_weights(recipes, read, pool)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    found = _mapped(place, recipes)
     if found is None:
-        raise ArtifactError(
-            f"The packed weights in '{place}' cannot be read back.", hint="delete that folder"
-        )
+        _log.warning("the packed weights in %s cannot be read back; others stay in memory", place)
+        return pack_weights(recipes, read, pool)
     return found
 
 

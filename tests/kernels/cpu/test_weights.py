@@ -151,18 +151,30 @@ def test_a_sum_is_of_one_megabyte():
     assert weights._sums(raw) == [1 << 56, 0, 7]
 
 
-def test_a_folder_that_cannot_be_written_keeps_the_weights_in_memory(read, expected, tmp_path):
+def test_a_folder_that_cannot_be_written_keeps_the_weights_in_memory(read, expected, tmp_path, caplog):
     (tmp_path / "cpu").write_text("a file stands where the folder would be")
     same(cached_weights(RECIPES, read, "an artifact", tmp_path), expected)
+    assert "stay in memory" in caplog.text
 
 
-def test_a_disk_that_fills_up_keeps_the_weights_in_memory(read, expected, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_keeps_the_weights_in_memory(read, expected, tmp_path, monkeypatch, caplog):
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    same(cached_weights(RECIPES, read, "an artifact", tmp_path), expected)
+    packed = cached_weights(RECIPES, read, "an artifact", tmp_path)
+    same(packed, expected)
+    assert packed.loaded == packed.nbytes
+    assert "stay in memory: [Errno 28] No space left" in caplog.text
     assert list((tmp_path / "cpu").iterdir()) == []
+
+
+def test_a_disk_that_gives_back_other_bytes_keeps_the_weights_in_memory(
+    read, expected, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(weights, "_mapped", lambda *_: None)
+    same(cached_weights(RECIPES, read, "an artifact", tmp_path), expected)
+    assert "cannot be read back" in caplog.text
 
 
 def test_two_processes_at_once_leave_one_folder(read, expected, tmp_path, monkeypatch):
