@@ -107,7 +107,8 @@ class Lists:
                 counts.append(Counts(made.tokens, made.most_tokens, made.most_items))
             else:
                 most = _most_spans(shape, tiles.span, bucket.blocks * block)
-                lists = decode_lists(step, shape, tiles.span, most * bucket.sequences)
+                room = min(most * bucket.sequences, bucket.context // tiles.span + bucket.sequences)
+                lists = decode_lists(step, shape, tiles.span, room)
                 counts.append(Counts(bucket.tokens, 1, most))
             arrays.update((f"{name}.{number}", lists[name]) for name in _LISTS)
         return arrays, tuple(counts)
@@ -130,7 +131,7 @@ def decode_lists(step: StepInputs, shape: Any, span: int, room: int) -> dict[str
     Args:
         shape: ``attention_work.Shape``.
         span: keys an item.
-        room: items that there is room for.
+        room: items that there is room for; of a sequence of c tokens there are at most c // span + 1.
     """
     contexts = step.context_lens.astype(np.int64)
     last = contexts - 1

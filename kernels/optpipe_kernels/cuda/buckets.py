@@ -1,9 +1,10 @@
 """Which steps are replayed from graphs, and the shapes that they are padded to.
 
 A step is a decode step when every sequence has one new token and wants its logits. Its graph is for a number
-of sequences and a number of blocks: steps are padded to the next of each. Padding belongs to no sequence and
-writes nowhere (slot −1); what it gives is discarded. The number of blocks bounds the spans of attention,
-whose size is fixed: it does not change a row's bits, only how much room there is.
+of sequences, of blocks of the longest, and of tokens that all have cached together: steps are padded to the
+next of each. Padding belongs to no sequence and writes nowhere (slot −1); what it gives is discarded. Blocks
+and cached tokens bound the spans of attention, whose size is fixed: they do not change a row's bits, only how
+much room there is. One long context among many short ones takes no more room than it needs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from optpipe.targets.protocol import StepInputs
 
 SEQUENCES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 LEAST_BLOCKS = 64  # of a captured step's block tables: 1,024 tokens of 16
+LEAST_CONTEXT = 1024  # tokens a sequence that a captured step has room for, on the average
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +30,19 @@ class Shape:
         sequences: B.
         rows: R.
         blocks: M.
+        context: cached tokens of all sequences together, with this step's; of a captured step, at most.
     """
 
     tokens: int
     sequences: int
     rows: int
     blocks: int
+    context: int
 
     def sizes(self, blocks: int) -> dict[str, int]:
         """What the symbols of a Program stand for; ``blocks`` are those of the cache, P.
 
-        >>> Shape(8, 2, 1, 64).sizes(100)
+        >>> Shape(8, 2, 1, 64, 30).sizes(100)
         {'T': 8, 'B': 2, 'R': 1, 'M': 64, 'P': 100}
         """
         return {"T": self.tokens, "B": self.sequences, "R": self.rows, "M": self.blocks, "P": blocks}
@@ -47,7 +51,8 @@ class Shape:
 def shape_of(step: StepInputs) -> Shape:
     """A step's own sizes."""
     blocks = step.block_tables.shape[1]
-    return Shape(len(step.token_ids), len(step.context_lens), len(step.logit_rows), blocks)
+    context = int(step.context_lens.sum(dtype=np.int64))
+    return Shape(len(step.token_ids), len(step.context_lens), len(step.logit_rows), blocks, context)
 
 
 def bucket_of(step: StepInputs) -> Shape | None:
@@ -60,7 +65,8 @@ def bucket_of(step: StepInputs) -> Shape | None:
         return None
     sequences = SEQUENCES[bisect_left(SEQUENCES, own.sequences)]
     blocks = max(LEAST_BLOCKS, 1 << (own.blocks - 1).bit_length())
-    return Shape(sequences, sequences, sequences, blocks)
+    context = max(LEAST_CONTEXT * sequences, 1 << (own.context - 1).bit_length())
+    return Shape(sequences, sequences, sequences, blocks, context)
 
 
 def padded(step: StepInputs, bucket: Shape) -> StepInputs:

@@ -21,7 +21,7 @@ from optpipe.targets.steps import INPUTS, check_step, check_tokens, one_sequence
 
 from . import cache, drawing
 from .attention import Counts, Lists, layer_of
-from .buckets import Shape, bucket_of, nothing, padded, shape_of
+from .buckets import SEQUENCES, Shape, bucket_of, nothing, padded, shape_of
 from .calls import Calls, Facts
 from .feed import fed_tokens
 from .graphs import Graphs, Recorder
@@ -29,6 +29,7 @@ from .operations import Operations
 from .pending import Given, Pending
 from .staging import Staging
 from .steps import Lowered
+from .weights import nbytes_of
 from .workspace import workspace_bytes
 
 FED_ROWS = 4096  # of a step, at most, whose tokens the next may take
@@ -72,10 +73,11 @@ class CudaExecutor:
         recorder: Recorder | None = None,
     ) -> None:
         self.lowered, self.calls, self.operations, self.device = lowered, calls, operations, device
-        self.weight_bytes = sum(_nbytes(weight) for weight in weights.values())
+        self.weight_bytes = sum(nbytes_of(weight) for weight in weights.values())
         self._graphs: Graphs[Given] | None = None if recorder is None else Graphs(recorder)
         self._staging, self._captured = Staging(device), Staging(device)
         self._sampled = torch.zeros(FED_ROWS, dtype=torch.int64, device=device)
+        self._told = torch.zeros(0, self.vocab_size, dtype=torch.float32, device=device)
         self._made_lists: dict[str, Lists | None] = {}
         self._kv_dtype = self.kv_dtypes[0]
         self._fed = 0  # rows of the last step whose tokens are in _sampled
@@ -118,12 +120,17 @@ class CudaExecutor:
 
     def memory(self, *, tokens: int, rows: int) -> MemoryNeeds:
         """See ``Executor.memory``."""
-        workspace = workspace_bytes(self.lowered, self.operations.dtype.itemsize, tokens=tokens, rows=rows)
+        workspace = self._workspace(tokens, rows)
+        if self._graphs is not None:  # whose pool lends nothing to steps that run as they are
+            workspace += self._workspace(min(tokens, SEQUENCES[-1]), min(rows, SEQUENCES[-1]))
         if self.device.type != "cuda":
             return MemoryNeeds(self.weight_bytes, workspace, loaded=self.weight_bytes)
         free, _ = torch.cuda.mem_get_info(self.device)
         idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return MemoryNeeds(self.weight_bytes, workspace, free + idle, loaded=self.weight_bytes)
+
+    def _workspace(self, tokens: int, rows: int) -> int:
+        return workspace_bytes(self.lowered, self.operations.dtype.itemsize, tokens=tokens, rows=rows)
 
     def allocate(self, num_blocks: int, *, kv_dtype: str | None = None) -> None:
         """See ``Executor.allocate``."""
@@ -175,7 +182,7 @@ class CudaExecutor:
         """Let the device's memory go; the executor is of no use afterwards."""
         if self._graphs is not None:
             self._graphs.clear()
-        self._cache, self._blocks = {}, 0
+        self._cache, self._blocks, self._told = {}, 0, self._told[:0].clone()
 
     def _known(self, kv_dtype: str | None) -> str:
         wanted = kv_dtype or self.kv_dtypes[0]
@@ -234,9 +241,15 @@ class CudaExecutor:
         bucket, logits, drawn = key
         arrays, counts = self._padded(nothing(bucket), bucket, drawing.NOTHING if drawn else None)
         staged = _on_device(self._captured.stage(arrays), bucket, counts, self._lists(self._kv_dtype))
-        kept = self._sampled.clone()
-        self._graphs.record(key, lambda: self._step(staged, logits, feeds=True))
+        kept, told = self._sampled.clone(), self._told_rows(bucket.rows) if logits else None
+        self._graphs.record(key, lambda: self._step(staged, logits, feeds=True, told=told))
         self._sampled.copy_(kept)
+
+    def _told_rows(self, rows: int) -> torch.Tensor:
+        """Where captured steps put their logits, each over those of the last: no graph keeps its own."""
+        if len(self._told) < rows:  # graphs that have the old one keep it
+            self._told = self._told.new_empty(rows, self.vocab_size)
+        return self._told[:rows]
 
     def _padded(
         self, step: StepInputs, bucket: Shape, draws: Draws | None
@@ -245,8 +258,8 @@ class CudaExecutor:
         arrays, counts = self._with_lists(padded(step, bucket), bucket, self._lists(self._kv_dtype))
         return arrays | drawing.arrays(draws, bucket.rows), counts
 
-    def _step(self, staged: Staged, logits: bool, *, feeds: bool) -> Given:
-        """One step: its tokens go to ``_sampled``."""
+    def _step(self, staged: Staged, logits: bool, *, feeds: bool, told: torch.Tensor | None = None) -> Given:
+        """One step: its tokens go to ``_sampled``, its logits to ``told`` where there is one."""
         inputs = staged.inputs
         if feeds:
             inputs = {**inputs, "input_ids": fed_tokens(inputs["input_ids"], self._sampled)}
@@ -262,6 +275,8 @@ class CudaExecutor:
         torch.clamp_min(
             ids[:kept], 0, out=self._sampled[:kept]
         )  # a row without a token feeds one all the same
+        if told is not None and rows is not None:
+            rows = told.copy_(rows)
         return Given(ids, rows if logits else None)
 
     def _model(
@@ -276,15 +291,3 @@ def _on_device(
 ) -> Staged:
     inputs = {INPUTS.get(name, name): view for name, view in views.items()}
     return Staged(inputs, shape, None if lists is None else lists.works(views, counts))
-
-
-def _nbytes(weight: Any) -> int:
-    """Bytes of a tensor, or of all tensors of a packed weight."""
-    if isinstance(weight, torch.Tensor):
-        return weight.nbytes
-    if isinstance(weight, tuple | list):
-        return sum(_nbytes(part) for part in weight)
-    parts = getattr(weight, "__dict__", None) or {
-        name: getattr(weight, name) for name in getattr(weight, "__slots__", ())
-    }
-    return sum(_nbytes(part) for part in parts.values()) if parts else 0

@@ -124,6 +124,18 @@ def _arrived(recipe: Recipe, arrivals: Mapping[str, Arrived], operations: Operat
     return recipe, make(recipe, {name: wait() for name, wait in arrivals.items()}, operations)
 
 
+def nbytes_of(weight: Any) -> int:
+    """Bytes of a tensor, or of all tensors of a packed weight."""
+    if isinstance(weight, torch.Tensor):
+        return weight.nbytes
+    if isinstance(weight, tuple | list):
+        return sum(nbytes_of(part) for part in weight)
+    parts = getattr(weight, "__dict__", None) or {
+        name: getattr(weight, name) for name in getattr(weight, "__slots__", ())
+    }
+    return sum(nbytes_of(part) for part in parts.values()) if parts else 0
+
+
 class Uploader:
     """Copies weights to a GPU, in pieces, several at once.
 

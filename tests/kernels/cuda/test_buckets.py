@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from optpipe.targets.protocol import StepInputs
-from optpipe_kernels.cuda.buckets import LEAST_BLOCKS, SEQUENCES, Shape, bucket_of, nothing, padded
+from optpipe_kernels.cuda.buckets import (
+    LEAST_BLOCKS,
+    LEAST_CONTEXT,
+    SEQUENCES,
+    Shape,
+    bucket_of,
+    nothing,
+    padded,
+)
 
 
 def decode(count, blocks=2, **changes):
@@ -24,12 +32,20 @@ def decode(count, blocks=2, **changes):
 
 @pytest.mark.parametrize(("count", "bucket"), [(1, 1), (2, 2), (3, 4), (9, 16), (33, 48), (512, 512)])
 def test_decode_steps_go_to_the_next_bucket(count, bucket):
-    assert bucket_of(decode(count)) == Shape(bucket, bucket, bucket, LEAST_BLOCKS)
+    assert bucket_of(decode(count)) == Shape(bucket, bucket, bucket, LEAST_BLOCKS, LEAST_CONTEXT * bucket)
 
 
 @pytest.mark.parametrize(("blocks", "bucket"), [(1, 64), (64, 64), (65, 128), (129, 256)])
 def test_block_tables_go_to_the_next_power_of_two(blocks, bucket):
     assert bucket_of(decode(1, blocks)).blocks == bucket
+
+
+@pytest.mark.parametrize(
+    ("contexts", "bucket"), [([2048], 2048), ([2049], 4096), ([9, 3000], 4096), ([1, 2, 5000], 8192)]
+)
+def test_cached_tokens_go_to_the_next_power_of_two(contexts, bucket):
+    step = decode(len(contexts), 256, context_lens=np.array(contexts, np.int32))
+    assert bucket_of(step).context == bucket
 
 
 def test_steps_of_another_kind_run_as_they_are():
@@ -44,7 +60,7 @@ def test_steps_of_another_kind_run_as_they_are():
 
 def test_padding_belongs_to_no_sequence_and_writes_nowhere():
     step = decode(3, 5)
-    found = padded(step, Shape(4, 4, 4, 64))
+    found = padded(step, Shape(4, 4, 4, 64, 4096))
     for name in ("token_ids", "positions", "slot_mapping", "context_lens", "logit_rows"):
         np.testing.assert_array_equal(getattr(found, name)[:3], getattr(step, name))
     assert found.slot_mapping[3] == -1
@@ -57,7 +73,7 @@ def test_padding_belongs_to_no_sequence_and_writes_nowhere():
 
 
 def test_nothing_is_padding_alone():
-    found = nothing(Shape(8, 8, 8, 64))
+    found = nothing(Shape(8, 8, 8, 64, 8192))
     assert (found.slot_mapping == -1).all()
     assert not found.query_start.any()
     assert found.block_tables.shape == (8, 64)

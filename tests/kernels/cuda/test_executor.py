@@ -207,6 +207,10 @@ def test_captured_steps_give_what_uncaptured_ones_do(tiny, sequences, recorder, 
         near(captured.run(pieces), plain.run(pieces))  # the interpreter's sums depend on padding
     assert recorder.recorded == 3  # one, two and three sequences
     assert recorder.replayed == 6
+    graphs = captured.executor
+    assert graphs._told.shape == (4, graphs.vocab_size)  # all write their logits there: the largest bucket's
+    needs = [it.executor.memory(tokens=64, rows=64).workspace for it in (captured, plain)]
+    assert needs[0] > needs[1]  # the graphs' pool
 
 
 def test_a_new_cache_is_not_read_by_old_graphs(tiny, sequences, recorder):
