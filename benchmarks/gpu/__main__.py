@@ -22,6 +22,7 @@ Nothing is downloaded and nothing of the card's settings is touched. The page go
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import sys
 import time
@@ -31,6 +32,7 @@ from typing import Any
 
 from .cases import Place, Row, reason, run_case
 from .gpu_tests import gpu_tests
+from .limits import OverTimeError, last, within
 from .machine import facts, place, slug
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -41,7 +43,7 @@ SECONDS = {
 }  # fmt: skip
 """What a part may take, in the order in which they run: 490 together."""
 TOTAL = 530
-"""What all may take: parts whose last row runs over take it from those behind them."""
+"""What all may take: parts whose last row runs over (``limits``) take it from those behind them."""
 
 
 def main() -> int:
@@ -58,12 +60,19 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, help="where the page goes")
     options = parser.parse_args()
+    with contextlib.nullcontext() if options.dry_run else last():
+        return _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    """Every part that is asked for, and the page → the exit status."""
     started = time.perf_counter()
     where = _place(options.dry_run)
     if where is None:
         print("there is no GPU here: --dry-run walks every part without one", file=sys.stderr)
         return 1
-    known, found = facts(where), {}
+    known = facts(where)
+    found: dict[str, Any] = {}
     command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
     failed = False
     for part in options.only or SECONDS:
@@ -73,7 +82,8 @@ def main() -> int:
         try:
             if seconds <= 0:
                 raise TimeoutError(f"not measured: the {TOTAL} s of all parts were over")
-            found[part] = _RUN[part](where, options, seconds)
+            with contextlib.nullcontext() if where.dry else within(seconds):
+                found[part] = _RUN[part](where, options, seconds)
             failed |= where.dry and _broken(found[part])
         except Exception as error:  # the other parts still say what they have to say
             found[part], failed = {"failed": reason(error)}, True
@@ -148,11 +158,16 @@ def _cases(module: str) -> Callable[[Place, argparse.Namespace, float], list[Row
 def in_time(rows: Iterator[Row], seconds: float, *, dry: bool = False) -> Iterator[Row]:
     """Rows until the time is over, and then one that says so; a dry run has all."""
     deadline = time.monotonic() + (math.inf if dry else seconds)
-    for row in rows:
-        yield row
-        if time.monotonic() > deadline:
-            yield Row("the rows after these", 0.0, f"not measured: {seconds:.0f} s were over", {}, None, None)
+    try:
+        for row in rows:
+            yield row
+            if time.monotonic() > deadline:
+                break
+        else:
             return
+    except OverTimeError:  # while a row's operands were made
+        pass
+    yield Row("the rows after these", 0.0, f"not measured: {seconds:.0f} s were over", {}, None, None)
 
 
 def _model(where: Place, options: argparse.Namespace, seconds: float) -> list[Row]:
@@ -165,7 +180,7 @@ def _parity(where: Place, options: argparse.Namespace, seconds: float) -> dict[s
     from .parity import parity
 
     folder = options.artifact or (ARTIFACT if ARTIFACT.is_dir() and not where.dry else None)
-    return parity(where, folder)
+    return parity(where, folder, math.inf if where.dry else seconds)
 
 
 _RUN: dict[str, Callable[[Place, argparse.Namespace, float], Any]] = {

@@ -25,6 +25,7 @@ from optpipe_kernels.triton.launch import Launch
 from optpipe_kernels.triton.tiles import TABLES, Tile, path_of
 
 from .cases import Place, timed
+from .limits import OverTimeError
 from .tunable import KERNELS, Table, candidates, place_key
 
 COMPILING = 0.5  # of the time, at most, before the first candidate is timed
@@ -73,20 +74,30 @@ def _tune_table(kernel: str, table: list[Table], place: Place, deadline: float) 
     for row in table:
         if time.monotonic() > deadline:
             break
-        call = KERNELS[kernel].call(row, place)
-        if call is None:
-            continue
-        best, fastest, exact = dict(row), *_measured(kernel, row, call, place)
-        for candidate in islice(candidates(row, KERNELS[kernel].space), 2 if place.dry else None):
-            if time.monotonic() > deadline:
-                break
-            seconds, result = _measured(kernel, candidate, call, place)
-            tried += 1
-            if seconds < 0.98 * fastest and _same(result, exact, place):  # less is noise
-                best, fastest = candidate, seconds
+        try:
+            best, count = _best(kernel, row, place, deadline)
+        except OverTimeError:  # the rows before keep what was found
+            break
+        tried += count
         changed += best != row
         row.update(best)
     return changed, tried
+
+
+def _best(kernel: str, row: Table, place: Place, deadline: float) -> tuple[Table, int]:
+    """The fastest of a row and its candidates that has the row's bits, and how many candidates were timed."""
+    call, tried = KERNELS[kernel].call(row, place), 0
+    if call is None:
+        return row, 0
+    best, fastest, exact = dict(row), *_measured(kernel, row, call, place)
+    for candidate in islice(candidates(row, KERNELS[kernel].space), 2 if place.dry else None):
+        if time.monotonic() > deadline:
+            break
+        seconds, result = _measured(kernel, candidate, call, place)
+        tried += 1
+        if seconds < 0.98 * fastest and _same(result, exact, place):  # less is noise
+            best, fastest = candidate, seconds
+    return best, tried
 
 
 def _measured(kernel: str, row: Table, call: Any, place: Place) -> tuple[float, torch.Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -9,9 +10,15 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .limits import OverTimeError
+
 Run = Callable[[], object]
-REPEATS = 20  # graph replays, of which the median counts
-WARM = 3
+REPEATS = 20  # graph replays, of which the median counts; of long ones fewer
+FEWEST = 5
+WARM = 0.03  # seconds of replays before any counts: the chip leaves its idle clocks
+LEAST = 1e-3  # seconds of a replay, so that its start is noise
+MOST = 0.4  # seconds of all replays of one figure, about
+ROUNDS = 50  # at most, of the runs in a graph
 
 
 @dataclass(frozen=True)
@@ -93,17 +100,10 @@ class Row:
 def run_case(case: Case, place: Place) -> Row:
     """Check, time, and say what went wrong instead of raising: one broken row leaves the others."""
     row = Row(case.name, case.floor(place), "", {}, case.must, case.stretch)
-    if case.check is not None:
-        try:
-            row.error = case.check()
-            if not row.error <= case.bound:  # NaN never passes
-                row.ours = f"wrong: error {row.error:.1e}, at most {case.bound:.0e}"
-                return row
-        except Exception as error:
-            row.ours = reason(error)
-            return row
-    row.ours = timed(case.ours, place)
-    row.others = {name: timed(runs, place) for name, runs in case.others.items()}
+    try:
+        _measure(case, row, place)
+    except OverTimeError as error:  # what was measured by then stays
+        row.ours = row.ours or str(error)
     if case.beside:
         peer = row.others.get(case.beside)
         share = row.floor / peer if isinstance(peer, float) and peer > 0 else None
@@ -113,13 +113,37 @@ def run_case(case: Case, place: Place) -> Row:
     return row
 
 
+def _measure(case: Case, row: Row, place: Place) -> None:
+    """Fill a row."""
+    if case.check is not None:
+        try:
+            row.error = case.check()
+        except OverTimeError:
+            raise
+        except Exception as error:
+            row.ours = reason(error)
+            return
+        if not row.error <= case.bound:  # NaN never passes
+            row.ours = f"wrong: error {row.error:.1e}, at most {case.bound:.0e}"
+            return
+    row.ours = timed(case.ours, place)
+    for name, runs in case.others.items():
+        row.others[name] = timed(runs, place)
+
+
 def timed(runs: Sequence[Run], place: Place) -> float | str:
-    """Seconds of one run, the median over replays of a graph that does each of ``runs`` once."""
+    """Seconds of one run, the median over replays of a graph that does each; or why there is no figure.
+
+    Raises:
+        OverTimeError: the part's time was over.
+    """
     try:
         if place.device.type != "cuda":
             return _called(runs)
         _warm_up(runs)
         return _graphed(runs)
+    except OverTimeError:
+        raise
     except Exception as error:
         return reason(error)
 
@@ -140,7 +164,7 @@ def _called(runs: Sequence[Run]) -> float:
 
 def _warm_up(runs: Sequence[Run]) -> None:
     """Compile, make workspaces, and fail outside a capture, which would not survive it."""
-    stream = torch.cuda.Stream()
+    stream = _side()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for run in runs:
@@ -149,22 +173,57 @@ def _warm_up(runs: Sequence[Run]) -> None:
     torch.cuda.synchronize()
 
 
+@functools.cache
+def _side() -> torch.cuda.Stream:
+    """The stream that warms up and captures: libraries keep a workspace for every stream they have seen."""
+    return torch.cuda.Stream()
+
+
 def _graphed(runs: Sequence[Run]) -> float:
+    graph = _captured(runs, 1)
+    begun, took = time.perf_counter(), _replayed(graph)
+    while time.perf_counter() - begun < WARM:
+        took = _replayed(graph)
+    rounds, repeats = plan(took)
+    if rounds > 1:
+        graph = _captured(runs, rounds)
+        _replayed(graph)
+    found = sorted(_replayed(graph) for _ in range(repeats))
+    return found[repeats // 2] / rounds / len(runs)
+
+
+def plan(took: float) -> tuple[int, int]:
+    """How often a graph does its runs, and how often it is replayed, where doing them once takes ``took`` s.
+
+    >>> plan(20e-6), plan(5e-3), plan(0.2)
+    ((50, 20), (1, 20), (1, 5))
+    """
+    rounds = max(1, min(ROUNDS, math.ceil(LEAST / max(took, 1e-9))))
+    return rounds, max(FEWEST, min(REPEATS, int(MOST / (rounds * max(took, 1e-9)))))
+
+
+def _captured(runs: Sequence[Run], rounds: int) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for run in runs:
-            run()
-    found = []
-    for _ in range(WARM):
-        graph.replay()
-    for _ in range(REPEATS):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        found.append(begin.elapsed_time(end) / 1e3 / len(runs))
-    return sorted(found)[REPEATS // 2]
+    with torch.cuda.graph(graph, stream=_side()):
+        for _ in range(rounds):
+            for run in runs:
+                run()
+    return graph
+
+
+def _replayed(graph: torch.cuda.CUDAGraph) -> float:
+    """Seconds between two events around a replay."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3
+
+
+def over(function: Callable[..., object], *operands: Sequence[torch.Tensor]) -> list[Run]:
+    """A call for each set of operands: the first of every argument, the second, …"""
+    return [functools.partial(function, *each) for each in zip(*operands, strict=True)]
 
 
 def copies(bytes_each: float, place: Place) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,8 @@ from .cases import Case, Place, copies, distance
 SHAPES = {"Mixtral": (8, 2, 4096, 14336), "Qwen3-30B-A3B": (128, 8, 2048, 768)}
 TINY = (4, 2, 128, 64)
 GROUP = 128
-HOW = {"kind": "silu"}
+KIND = "silu"
+CHECKED = 64  # rows
 
 
 def cases(place: Place) -> Iterator[Case]:
@@ -29,45 +31,55 @@ def cases(place: Place) -> Iterator[Case]:
             yield _packed(place, name, shape, tokens)
 
 
-def _routing(place: Place, tokens: int, count: int, slots: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Experts and weights [T, S] of a router that has no favourites, and how many experts have tokens."""
-    scores = torch.rand(tokens, count, device=place.device)
-    ids = scores.topk(slots).indices
-    return ids, torch.rand(tokens, slots, device=place.device), int(ids.unique().numel())
+class _Routings:
+    """A router without favourites, asked so often that no cache keeps the experts that tokens meet."""
+
+    def __init__(self, place: Place, tokens: int, shape: tuple[int, int, int, int], each: float) -> None:
+        count, slots, width, _ = shape
+        self.x = torch.randn(tokens, width, device=place.device, dtype=place.dtype)
+        self.weights = torch.rand(tokens, slots, device=place.device)
+        many = copies(each * min(count, tokens * slots), place)
+        scores = torch.rand(many, tokens, count, device=place.device)
+        self.ids = list(scores.topk(slots).indices)
+        self.used = sum(int(ids.unique().numel()) for ids in self.ids) / many  # experts, on the average
+
+    def first(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows, experts and weights of the first tokens, to check by."""
+        return self.x[:CHECKED], self.ids[0][:CHECKED], self.weights[:CHECKED]
 
 
 def _dense(place: Place, name: str, shape: tuple[int, int, int, int], tokens: int) -> Case:
     count, slots, width, inner = shape
     make: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
-    ids, weights, used = _routing(place, tokens, count, slots)
-    x = torch.randn(tokens, width, **make)
-    sets = [
-        (
-            torch.randn(count, 2 * inner, width, **make) / width**0.5,
-            torch.randn(count, width, inner, **make) / inner**0.5,
-        )
-        for _ in range(min(copies(6.0 * used * width * inner, place), 4))
-    ]
+    each = 6.0 * width * inner
+    routed = _Routings(place, tokens, shape, each)
+    matrices = (
+        torch.randn(count, 2 * inner, width, **make) / width**0.5,
+        torch.randn(count, width, inner, **make) / inner**0.5,
+    )
+
+    def run(ids: torch.Tensor) -> torch.Tensor:
+        return kernels.moe(routed.x, ids, routed.weights, *matrices, kind=KIND)
+
+    def check() -> float:
+        x, ids, weights = routed.first()
+        exact = OPS["moe"].body(x.float(), ids, weights, *matrices, kind=KIND)
+        return distance(kernels.moe(x, ids, weights, *matrices, kind=KIND), exact)
+
     return Case(
         f"experts of {name}, {tokens} rows",
-        [lambda it=it: kernels.moe(x, ids, weights, *it, **HOW) for it in sets],
-        {"a loop over experts": [lambda: OPS["moe"].body(x, ids, weights, *sets[0], **HOW)]}
-        if place.dry
-        else {},
-        bytes=6.0 * used * width * inner + 4.0 * tokens * width,
+        [functools.partial(run, ids) for ids in routed.ids],
+        bytes=routed.used * each + 4.0 * tokens * width,
         operations=6.0 * tokens * slots * width * inner,
-        check=lambda: distance(
-            kernels.moe(x[:64], ids[:64], weights[:64], *sets[0], **HOW),
-            OPS["moe"].body(x[:64].float(), ids[:64], weights[:64], *sets[0], **HOW),
-        ),
+        check=check,
     )
 
 
 def _packed(place: Place, name: str, shape: tuple[int, int, int, int], tokens: int) -> Case:
     count, slots, width, inner = shape
     group = min(GROUP, inner)
-    ids, weights, used = _routing(place, tokens, count, slots)
-    x = torch.randn(tokens, width, device=place.device, dtype=place.dtype)
+    each = 3.0 * width * inner * (0.5 + 2.0 / group)
+    routed = _Routings(place, tokens, shape, each)
 
     def grid(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
         size = (count, rows, columns // 8)
@@ -76,17 +88,22 @@ def _packed(place: Place, name: str, shape: tuple[int, int, int, int], tokens: i
 
     first, second = grid(2 * inner, width), grid(width, inner)
     sizes: dict[str, Any] = {"bits": 4, "group": group}
-    gate_up, down = (pack(*it, None, None, **sizes, dtype=x.dtype) for it in (first, second))
-    each = 3.0 * width * inner * (0.5 + 2.0 / group)
+    gate_up, down = (pack(*it, None, None, **sizes, dtype=place.dtype) for it in (first, second))
+
+    def run(ids: torch.Tensor) -> torch.Tensor:
+        return kernels.packed_moe(routed.x, ids, routed.weights, gate_up, down, kind=KIND)
+
+    def check() -> float:
+        x, ids, weights = routed.first()
+        exact = OPS["quant_moe"].body(
+            x.float(), ids, weights, *first, None, *second, None, **sizes, kind=KIND
+        )
+        return distance(kernels.packed_moe(x, ids, weights, gate_up, down, kind=KIND), exact)
+
     return Case(
         f"experts of {name} in 4 bits, {tokens} rows",
-        [lambda: kernels.packed_moe(x, ids, weights, gate_up, down, **HOW)],
-        bytes=used * each + 4.0 * tokens * width,
+        [functools.partial(run, ids) for ids in routed.ids],
+        bytes=routed.used * each + 4.0 * tokens * width,
         operations=6.0 * tokens * slots * width * inner,
-        check=lambda: distance(
-            kernels.packed_moe(x[:64], ids[:64], weights[:64], gate_up, down, **HOW),
-            OPS["quant_moe"].body(
-                x[:64].float(), ids[:64], weights[:64], *first, None, *second, None, **sizes, **HOW
-            ),
-        ),
+        check=check,
     )

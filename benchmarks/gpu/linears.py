@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from optpipe_kernels.triton.dense_linear import dense_linear
 from optpipe_kernels.triton.packing import QuantWeight, repack
 from optpipe_kernels.triton.quant_linear import quant_linear
 
+from . import row_wise
 from .cases import Case, Place, Run, copies, distance
 
 GROUP = 128
@@ -47,7 +47,7 @@ def cases(place: Place) -> Iterator[Case]:
             for bits, group in ((4, GROUP), (8, -1)):
                 yield from _quantized(place, (rows, columns), (n, k), tokens, (bits, group), goals)
             yield _dense(place, (rows, columns), (n, k), tokens)
-    yield from _row_wise(place)
+    yield from row_wise.cases(place)
 
 
 def _quantized(
@@ -66,40 +66,47 @@ def _quantized(
     many = tokens >= 1024 and grid[0] == 4
     must, stretch = goals if few else (400e12 / place.rate, 550e12 / place.rate) if many else (None, None)
     for invariant in (True, False):
+        multiply = functools.partial(quant_linear, x, batch_invariant=invariant)
         yield Case(
             f"W{grid[0]}A16 {named[0]}x{named[1]}, {tokens} rows"
             + ("" if invariant else ", not batch invariant"),
-            [_multiply(x, it.weight, invariant) for it in sets],
+            [functools.partial(multiply, it.weight) for it in sets],
             _others(place, x, made) if invariant else {},
             bytes=made.weight.nbytes + 2 * tokens * (n + k),
             operations=2 * tokens * n * k,
             must=must,
             stretch=stretch,
-            check=lambda: distance(quant_linear(x, made.weight), made.exact(x)),
+            check=functools.partial(_error, multiply, x, made),
         )
 
 
-def _multiply(x: torch.Tensor, weight: QuantWeight, invariant: bool) -> Run:
-    return lambda: quant_linear(x, weight, batch_invariant=invariant)
+def _error(multiply: functools.partial[torch.Tensor], x: torch.Tensor, made: _Quantized) -> float:
+    return distance(multiply(made.weight), made.exact(x))
 
 
-def _others(place: Place, x: torch.Tensor, made: _Quantized) -> dict[str, list[Run]]:
+def _others(place: Place, x: torch.Tensor, made: _Quantized) -> dict[str, Sequence[Run]]:
     if place.dry:
         return {}
     n, k = made.weight.rows, made.weight.columns
-    make = {"device": place.device, "dtype": place.dtype}
-    dense = [torch.randn(n, k, **make) for _ in range(copies(2.0 * n * k, place))]
-    found: dict[str, list[Run]] = {"cuBLAS bf16": [lambda w=w: F.linear(x, w) for w in dense]}  # type: ignore[misc]
+    found: dict[str, Sequence[Run]] = {
+        "cuBLAS bf16": [functools.partial(F.linear, x, w) for w in _matrices(place, n, k)]
+    }
     if made.bits == 4:
         found["_weight_int4pack_mm"] = [_int4pack(x, n, k) for _ in range(copies(0.5 * n * k, place))]
     return found
+
+
+def _matrices(place: Place, n: int, k: int) -> list[torch.Tensor]:
+    """Dense weights [N, K], so many that no cache keeps them."""
+    count = copies(2.0 * n * k, place)
+    return [torch.randn(n, k, device=place.device, dtype=place.dtype) for _ in range(count)]
 
 
 def _int4pack(x: torch.Tensor, n: int, k: int) -> Run:
     made: list[torch.Tensor] = []
 
     def run() -> object:
-        if not made:
+        if not made:  # before it is captured
             codes = torch.randint(0, 256, (n, k // 2), device=x.device, dtype=torch.uint8)
             made.append(torch._convert_weight_to_int4pack(codes, 8))
             made.append(torch.rand(k // GROUP, n, 2, device=x.device, dtype=torch.bfloat16))
@@ -111,31 +118,12 @@ def _int4pack(x: torch.Tensor, n: int, k: int) -> Run:
 def _dense(place: Place, named: tuple[int, int], size: tuple[int, int], tokens: int) -> Case:
     n, k = size
     x = torch.randn(tokens, k, device=place.device, dtype=place.dtype)
-    sets = [
-        torch.randn(n, k, device=place.device, dtype=place.dtype) for _ in range(copies(2.0 * n * k, place))
-    ]
+    sets = _matrices(place, n, k)
     return Case(
         f"dense {named[0]}x{named[1]}, {tokens} rows",
-        [lambda w=w: dense_linear(x, w) for w in sets],  # type: ignore[misc]
-        {"cuBLAS bf16": [lambda w=w: F.linear(x, w) for w in sets]},  # type: ignore[misc]
+        [functools.partial(dense_linear, x, w) for w in sets],
+        {"cuBLAS bf16": [functools.partial(F.linear, x, w) for w in sets]},
         bytes=2 * (n * k + tokens * (n + k)),
         operations=2 * tokens * n * k,
         check=lambda: distance(dense_linear(x, sets[0]), x.double() @ sets[0].double().T),
     )
-
-
-def _row_wise(place: Place) -> Iterator[Case]:
-    """FP8 and int8 activations, a scale a row and one a column, where there is a kernel."""
-    try:
-        module = importlib.import_module("optpipe_kernels.triton.row_wise")
-    except ImportError:
-        return
-    for case in getattr(module, "bench_cases", _no_cases)(place):
-        yield Case(**case)
-
-
-def _no_cases(place: Place) -> list[dict[str, Any]]:
-    return []
-
-
-Build = Callable[[Place], Iterator[Case]]

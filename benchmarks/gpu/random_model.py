@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -144,10 +145,10 @@ class _Random(BaseWeight):
 
     def load(self) -> torch.Tensor:
         generator = torch.Generator(self._device).manual_seed(sum(map(ord, self._name)))
-        make = {"device": self._device, "generator": generator}
+        make: dict[str, Any] = {"device": self._device, "generator": generator}
         if self._name == "inv_freq":
             at = torch.arange(self.shape[0], device=self._device, dtype=torch.float32)
-            return 500000.0 ** (-at / self.shape[0])
+            return torch.pow(500000.0, -at / self.shape[0])
         if self.dtype is torch.int32:
             return torch.randint(-(1 << 31), 1 << 31, self.shape, dtype=torch.int64, **make).to(torch.int32)
         if self.dtype is torch.float16:  # of a grid: codes are ± 8 or ± 128

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -12,10 +13,12 @@ from optpipe_kernels.triton import layer_norm as layers
 from optpipe_kernels.triton import rms_norm as norms
 from optpipe_kernels.triton.gated_act import gated_act
 from optpipe_kernels.triton.rope import rope
+from optpipe_kernels.triton.rows import Quantization
 
-from .cases import Case, Place, copies, distance
+from .cases import Case, Place, copies, distance, over
 
 TOKENS = (1, 64, 4096)
+KINDS: tuple[Quantization, ...] = ("int8", "fp8")
 
 
 def cases(place: Place) -> Iterator[Case]:
@@ -29,46 +32,46 @@ def cases(place: Place) -> Iterator[Case]:
 
 def _random(place: Place, count: float, *shape: int) -> list[torch.Tensor]:
     """Tensors of one shape, so many that no cache keeps ``count`` bytes of each."""
-    make = {"device": place.device, "dtype": place.dtype}
-    return [torch.randn(*shape, **make) for _ in range(copies(count, place))]
+    sets = range(copies(count, place))
+    return [torch.randn(shape, device=place.device, dtype=place.dtype) for _ in sets]
 
 
 def _norms(place: Place, tokens: int, width: int) -> Iterator[Case]:
     moved = 8.0 * tokens * width
     xs, residuals = _random(place, moved, tokens, width), _random(place, moved, tokens, width)
     weight = torch.randn(width, device=place.device, dtype=place.dtype)
-    pairs = list(zip(xs, residuals, strict=True))
     yield Case(
         f"add_rms_norm {width}, {tokens} rows",
-        [lambda x=x, r=r: norms.add_rms_norm(x, r, weight, eps=1e-5) for x, r in pairs],
-        {"torch": [lambda x=x, r=r: F.rms_norm(x + r, (width,), weight, 1e-5) for x, r in pairs]},
+        over(lambda x, r: norms.add_rms_norm(x, r, weight, eps=1e-5), xs, residuals),
+        {"torch": over(lambda x, r: F.rms_norm(x + r, (width,), weight, 1e-5), xs, residuals)},
         bytes=moved,
         check=lambda: distance(
             norms.add_rms_norm(xs[0], residuals[0], weight, eps=1e-5)[0],
             OPS["rms_norm"].body((xs[0] + residuals[0]).double(), weight.double(), eps=1e-5),
         ),
     )
-    for kind in ("int8", "fp8"):
+    for kind in KINDS:
         yield Case(
             f"add_rms_norm to {kind} {width}, {tokens} rows",
-            [
-                lambda x=x, r=r, kind=kind: norms.norm(
-                    x, weight, eps=1e-5, residual=r, quantize=kind, write=False
-                )
-                for x, r in pairs
-            ],
+            over(functools.partial(_to_8_bits, weight, kind), xs, residuals),
             bytes=7.0 * tokens * width,
         )
     yield Case(
         f"layer_norm {width}, {tokens} rows",
-        [lambda x=x: layers.layer_norm(x, weight, None, eps=1e-5) for x in xs],
-        {"torch": [lambda x=x: F.layer_norm(x, (width,), weight, None, 1e-5) for x in xs]},
+        over(lambda x: layers.layer_norm(x, weight, None, eps=1e-5), xs),
+        {"torch": over(lambda x: F.layer_norm(x, (width,), weight, None, 1e-5), xs)},
         bytes=4.0 * tokens * width,
         check=lambda: distance(
             layers.layer_norm(xs[0], weight, None, eps=1e-5),
             OPS["layer_norm"].body(xs[0].double(), weight.double(), None, eps=1e-5),
         ),
     )
+
+
+def _to_8_bits(
+    weight: torch.Tensor, kind: Quantization, x: torch.Tensor, residual: torch.Tensor
+) -> norms.Normed:
+    return norms.norm(x, weight, eps=1e-5, residual=residual, quantize=kind, write=False)
 
 
 def _heads(place: Place, tokens: int) -> Case:
@@ -79,8 +82,8 @@ def _heads(place: Place, tokens: int) -> Case:
     weight = torch.randn(width, device=place.device, dtype=place.dtype)
     return Case(
         f"rms_norm of {heads} heads of {width}, {tokens} rows",
-        [lambda q=q: norms.rms_norm(q, weight, eps=1e-6) for q in queries],
-        {"torch": [lambda q=q: F.rms_norm(q, (width,), weight, 1e-6) for q in queries]},
+        over(lambda q: norms.rms_norm(q, weight, eps=1e-6), queries),
+        {"torch": over(lambda q: F.rms_norm(q, (width,), weight, 1e-6), queries)},
         bytes=moved,
     )
 
@@ -93,8 +96,8 @@ def _rope(place: Place, tokens: int) -> Case:
     cos, sin = angles.cos(), angles.sin()
     return Case(
         f"rope {heads} heads of {width}, {tokens} rows",
-        [lambda q=q: rope(q, cos, sin) for q in queries],
-        {"dialect body": [lambda q=q: OPS["rope"].body(q, cos, sin) for q in queries]},
+        over(lambda q: rope(q, cos, sin), queries),
+        {"dialect body": over(lambda q: OPS["rope"].body(q, cos, sin), queries)},
         bytes=moved + 8.0 * tokens * width,
         check=lambda: distance(
             rope(queries[0], cos, sin), OPS["rope"].body(queries[0].double(), cos.double(), sin.double())
@@ -104,13 +107,14 @@ def _rope(place: Place, tokens: int) -> Case:
 
 def _gated(place: Place, tokens: int, width: int) -> Case:
     moved = 6.0 * tokens * width
-    halves = [it.chunk(2, -1) for it in _random(place, moved, tokens, 2 * width)]
+    both = _random(place, moved, tokens, 2 * width)
+    gates, ups = [it[:, :width] for it in both], [it[:, width:] for it in both]
     return Case(
         f"gated_act silu {width}, {tokens} rows",
-        [lambda g=g, u=u: gated_act(g, u, kind="silu") for g, u in halves],
-        {"torch": [lambda g=g, u=u: F.silu(g) * u for g, u in halves]},
+        over(lambda g, u: gated_act(g, u, kind="silu"), gates, ups),
+        {"torch": over(lambda g, u: F.silu(g) * u, gates, ups)},
         bytes=moved,
         check=lambda: distance(
-            gated_act(*halves[0], kind="silu"), F.silu(halves[0][0].double()) * halves[0][1].double()
+            gated_act(gates[0], ups[0], kind="silu"), F.silu(gates[0].double()) * ups[0].double()
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +13,7 @@ from optpipe_kernels.triton.logprobs import logprobs
 from optpipe_kernels.triton.packing import QuantWeight, repack
 from optpipe_kernels.triton.sampling import Draw, sample, settings
 
-from .cases import Case, Place, copies
+from .cases import Case, Place, copies, over
 
 VOCABULARY, WIDTH = 128256, 4096
 DRAWS = {
@@ -40,8 +41,8 @@ def _heads(place: Place, rows: int) -> Iterator[Case]:
     ]
     yield Case(
         f"greedy head {size}x{width}, {rows} rows",
-        [lambda it=it: greedy_head(x, it) for it in dense],
-        {"cuBLAS and argmax": [lambda it=it: F.linear(x, it).argmax(-1) for it in dense]},
+        over(lambda it: greedy_head(x, it), dense),
+        {"cuBLAS and argmax": over(lambda it: F.linear(x, it).argmax(-1), dense)},
         bytes=2.0 * size * width,
         operations=2.0 * rows * size * width,
         check=lambda: _missed(x, dense[0], greedy_head(x, dense[0])),
@@ -50,7 +51,7 @@ def _heads(place: Place, rows: int) -> Iterator[Case]:
         packed = [_packed(place, size, width, bits) for _ in range(len(dense))]
         yield Case(
             f"greedy head {size}x{width} in {bits} bits, {rows} rows",
-            [lambda it=it: greedy_head(x, it) for it in packed],
+            [functools.partial(greedy_head, x, it) for it in packed],
             bytes=packed[0].nbytes,
             operations=2.0 * rows * size * width,
         )
@@ -81,15 +82,15 @@ def _draws(place: Place, rows: int) -> Iterator[Case]:
         chosen = settings(drawn, place.device)
         yield Case(
             f"sample {name}, {rows} rows",
-            [lambda it=it, chosen=chosen: sample(it, chosen) for it in logits],
-            {"torch softmax, sort, cumsum": [lambda it=it: _sorted(it) for it in logits]},
+            [functools.partial(sample, it, chosen) for it in logits],
+            {"torch softmax, sort, cumsum": over(_sorted, logits)},
             bytes=4.0 * rows * size,
         )
     tokens = torch.zeros(rows, dtype=torch.int64, device=place.device)
     yield Case(
         f"logprobs, 20 likeliest, {rows} rows",
-        [lambda it=it: logprobs(it, tokens, 20) for it in logits],
-        {"torch log_softmax, topk": [lambda it=it: it.log_softmax(-1).topk(20) for it in logits]},
+        over(lambda it: logprobs(it, tokens, 20), logits),
+        {"torch log_softmax, topk": over(lambda it: it.log_softmax(-1).topk(20), logits)},
         bytes=4.0 * rows * size,
     )
 

@@ -11,7 +11,13 @@ from .random_model import Size
 
 
 class Layer(nn.Module):
-    """One layer, its keys and values in a cache [1, H_kv, L, D] of fixed length."""
+    """One layer, its keys and values in a cache [1, H_kv, L, D] of fixed length.
+
+    The heads of a KV head are rows of one query: all see the same keys, and SDPA need not repeat those.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self, size: Size, length: int) -> None:
         super().__init__()
@@ -30,15 +36,16 @@ class Layer(nn.Module):
     ) -> torch.Tensor:
         s = self.size
         q, k, v = (
-            self.qkv(self.before(x)).view(1, 1, -1, s.width).transpose(1, 2)
-            .split([s.heads, s.kv_heads, s.kv_heads], dim=1)
-        )  # fmt: skip
+            self.qkv(self.before(x)).view(1, -1, 1, s.width).split([s.heads, s.kv_heads, s.kv_heads], dim=1)
+        )
         q, k = (_turned(it, cos, sin) for it in (q, k))
         self.keys[:, :, at], self.values[:, :, at] = k, v
-        y = F.scaled_dot_product_attention(q, self.keys, self.values, attn_mask=seen, enable_gqa=True)
-        x = x + self.o(y.transpose(1, 2).reshape(1, 1, -1))
+        grouped = q.reshape(1, s.kv_heads, -1, s.width)
+        y = F.scaled_dot_product_attention(grouped, self.keys, self.values, attn_mask=seen)
+        x = x + self.o(y.reshape(1, 1, -1))
         gate, up = self.gate_up(self.after(x)).chunk(2, -1)
-        return x + self.down(F.silu(gate) * up)
+        added: torch.Tensor = x + self.down(F.silu(gate) * up)
+        return added
 
 
 def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -48,6 +55,9 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 class Model(nn.Module):
     """Embedding, layers, head."""
+
+    angle: torch.Tensor
+    places: torch.Tensor
 
     def __init__(self, size: Size, length: int) -> None:
         super().__init__()
@@ -64,7 +74,8 @@ class Model(nn.Module):
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for layer in self.layers:
             x = layer(x, at, cos, sin, seen)
-        return self.head(self.norm(x)).argmax(-1)
+        likeliest: torch.Tensor = self.head(self.norm(x)).argmax(-1)
+        return likeliest
 
 
 @torch.inference_mode()

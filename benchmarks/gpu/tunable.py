@@ -96,8 +96,8 @@ def _dense_linear(row: Table, place: Place) -> Call | None:
     sizes = _sizes(row, place)
     if sizes is None:
         return None
-    (m, n, k), make = sizes, {"device": place.device, "dtype": place.dtype}
-    x, weight = torch.randn(m, k, **make), torch.randn(n, k, **make)
+    m, n, k = sizes
+    x, weight = (torch.randn(it, k, device=place.device, dtype=place.dtype) for it in (m, n))
     return lambda: dense_linear.dense_linear(x, weight)
 
 
@@ -117,7 +117,8 @@ def _greedy_head(row: Table, place: Place) -> Call | None:
     if sizes is None:
         return None
     m, _, k = sizes
-    n, make = place.size(128256, 128), {"device": place.device, "dtype": place.dtype}
+    n = place.size(128256, 128)
+    make: dict[str, Any] = {"device": place.device, "dtype": place.dtype}
     x = torch.randn(m, k, **make)
     head = _packed(n, k, place) if row["when"]["quantized"] else torch.randn(n, k, **make)
     return lambda: greedy_head.greedy_head(x, head)
@@ -146,8 +147,8 @@ def _experts(row: Table, place: Place, *, packed: bool) -> Call | None:
     x, weights = torch.randn(tokens, width, **make), torch.rand(tokens, slots, **make)
     ids = torch.rand(tokens, number, device=place.device).topk(slots).indices
     sizes = (2 * inner, width), (width, inner)
-    matrices: list[Dense | Packed] = [_experts_of(number, *it, place, packed=packed) for it in sizes]
-    return lambda: experts.routed(x, ids, weights, *matrices, Gating("silu"))
+    first, second = (_experts_of(number, *it, place, packed=packed) for it in sizes)
+    return lambda: experts.routed(x, ids, weights, first, second, Gating("silu"))
 
 
 def _experts_of(number: int, rows: int, columns: int, place: Place, *, packed: bool) -> Dense | Packed:
@@ -177,14 +178,14 @@ def _attention(row: Table, place: Place, *, decode: bool) -> Call | None:
     keys, values = (torch.randn(shape, **make).mul_(8 if kind is torch.int8 else 1).to(kind) for _ in "kv")
     scales = torch.rand(shape[:3], **make) if kind is torch.int8 else None
     starts, contexts = [tokens * b for b in range(sequences + 1)], [length] * sequences
-    lists = [torch.tensor(it, dtype=torch.int32, **make) for it in (starts, contexts)]
+    first, used = (torch.tensor(it, dtype=torch.int32, **make) for it in (starts, contexts))
     tables = torch.arange(sequences * pages, dtype=torch.int32, **make).view(sequences, pages)
     sizes = Shape(heads, kv_heads, width, width, keys.element_size())
 
     def call() -> torch.Tensor:
         tiles = attention_tiles(sizes, place_key(place), batch_invariant=invariant)
         return paged_attention(
-            q, keys, values, *lists, tables, scale=width**-0.5, k_scales=scales, v_scales=scales,
+            q, keys, values, first, used, tables, scale=width**-0.5, k_scales=scales, v_scales=scales,
             work=work_of(tiles), batch_invariant=invariant,
         )  # fmt: skip
 

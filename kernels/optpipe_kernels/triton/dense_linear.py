@@ -31,7 +31,7 @@ from .tiles import device_key, tile
 BLOCK_SUMS = 1024  # columns of the result a program that adds runs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def dense_linear_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, sums_ptr, M, N, K, x_stride, weight_stride, per_run,
     SPLITS: tl.constexpr, INSIDE: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr,

@@ -20,7 +20,7 @@ from .launch import Launch
 BLOCK = 1024  # elements of a row a program: 16 bytes a thread of 4 warps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def gather_rows_kernel(
     x_ptr, rows_ptr, out_ptr, count, width, x_stride, factor, BLOCK: tl.constexpr
 ):  # fmt: skip

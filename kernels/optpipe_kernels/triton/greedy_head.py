@@ -39,7 +39,7 @@ def best_of(logits, token, V):
     return best, first
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def dense_kernel(
     x_ptr, head_ptr, bias_ptr, best_ptr, first_ptr, R, V, K, x_stride, head_stride, per_run,
     SPLITS: tl.constexpr, EVEN: tl.constexpr, WIDE: tl.constexpr,
@@ -75,7 +75,7 @@ def dense_kernel(
     tl.store(first_ptr + at, first, mask=row < R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def quant_kernel(
     x_ptr, codes_ptr, grid_ptr, scale_ptr, bias_ptr, best_ptr, first_ptr, R, V, K, x_stride, per_run,
     SPLITS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, HAS_MINIMUM: tl.constexpr,
@@ -103,7 +103,7 @@ def quant_kernel(
     tl.store(first_ptr + at, first, mask=row < R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def winner_kernel(best_ptr, first_ptr, tokens_ptr, R, tiles, TILES: tl.constexpr):
     """The best of a row's tiles; of equals the one of the lowest ids."""
     row = tl.program_id(0)

@@ -5,6 +5,10 @@ tensors is interpreted, and one on tensors of any kind, ``meta`` too, compiles f
 there: the signature and the alignment attributes come from the launch's own arguments, through the
 code that the just-in-time compiler itself specializes with.
 
+Sizes that change from step to step (tokens, sequences, the width of block tables) are not specialized on
+(``do_not_specialize``): one compiled kernel serves them all, so nothing is compiled while a model is served
+that was not when it first ran, and a row has the bits of one machine code whatever else is in its step.
+
 Source: triton/runtime/jit.py (``JITFunction.run``), of 3.6 and of 3.9.
 """
 
@@ -140,22 +144,30 @@ class Launch:
             capability: 80, 86, 89, 90, 100 or 120.
         """
         target = GPUTarget("cuda", capability, 32)
-        backend = make_backend(target)
-        keywords = self._keywords()
-        binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
-        bound, specialization, extra = binder(*self.args, **keywords)
-        options, signature, constants, attributes = self.kernel._pack_args(
-            backend, keywords, bound, specialization, extra
-        )
-        source = ASTSource(self.kernel, signature, constants, attributes)
+        source, options = self._source(target)
         with LOCK:  # an interpreted launch patches the language while it runs
-            built = triton.compile(source, target=target, options=options.__dict__)
+            built = triton.compile(source, target=target, options=options)
         registers, spills = _resources(built.asm["cubin"])
         return Compiled(
             self.title, capability, registers, spills, built.metadata.shared,
             ptx=built.asm["ptx"], cubin=built.asm["cubin"],
             ttgir=str(built.asm["ttgir"]),
         )  # fmt: skip
+
+    def code(self, capability: int) -> str:
+        """Equal for launches that one compiled kernel serves: their machine code is the same."""
+        source, options = self._source(GPUTarget("cuda", capability, 32))
+        return f"{source.hash()} {sorted(options.items(), key=str)}"
+
+    def _source(self, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
+        """What is compiled, and how: specialized as the just-in-time compiler does it."""
+        backend, keywords = make_backend(target), self._keywords()
+        binder = create_function_from_signature(self.kernel.signature, self.kernel.params, backend)
+        bound, specialization, extra = binder(*self.args, **keywords)
+        options, signature, constants, attributes = self.kernel._pack_args(
+            backend, keywords, bound, specialization, extra
+        )
+        return ASTSource(self.kernel, signature, constants, attributes), options.__dict__
 
     def _keywords(self) -> dict[str, Any]:
         return {

@@ -24,7 +24,7 @@ from .rms_norm import Normed, results, walks
 from .rows import LARGEST, Quantization, as_bytes, quantize_rows, tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def layer_norm_kernel(
     x_ptr, residual_ptr, second_ptr, weight_ptr, bias_ptr, out_ptr, total_ptr, codes_ptr, scale_ptr,
     rows, inner, width, eps,

@@ -20,7 +20,7 @@ import triton.language as tl
 from .attention_common import finish, first_key, merge, packed_rows, walk
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "sequences", "most_tokens", "table_stride"])
 def paged_decode_kernel(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, out_ptr, acc_ptr, total_ptr, peak_ptr,
     query_start_ptr, context_ptr, table_ptr, item_start_ptr, item_sequence_ptr, sinks_ptr, alibi_ptr,
@@ -103,7 +103,7 @@ def paged_decode_kernel(
             tl.store(peak_ptr + sum_at, peak, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["most_tokens"])
 def paged_reduce_kernel(
     acc_ptr, total_ptr, peak_ptr, out_ptr, query_start_ptr, item_start_ptr, sinks_ptr, most_tokens,
     HEADS: tl.constexpr, DV: tl.constexpr, BLOCK_DV: tl.constexpr,

@@ -46,7 +46,7 @@ def walk_both(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def paged_prefill_kernel(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, out_ptr,
     query_start_ptr, context_ptr, table_ptr, block_sequence_ptr, block_token_ptr, sinks_ptr, alibi_ptr,

@@ -73,7 +73,7 @@ def finish(total, scale_ptr, bias_ptr, n, inside, SCALED: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def tile_kernel(
     x_ptr, codes_ptr, grid_ptr, scale_ptr, bias_ptr, residual_ptr, out_ptr, sums_ptr,
     M, N, K, x_stride, residual_stride, per_run,
@@ -128,7 +128,7 @@ def tile_kernel(
         tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def sums_kernel(
     sums_ptr, scale_ptr, bias_ptr, residual_ptr, out_ptr, M, N, residual_stride,
     KIND: tl.constexpr, SPLITS: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,

@@ -35,7 +35,7 @@ def normalized(x, weight_ptr, column, width, eps, UNIT_OFFSET: tl.constexpr):
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def rms_norm_kernel(
     x_ptr, residual_ptr, branch_ptr, weight_ptr, out_ptr, total_ptr, codes_ptr, scale_ptr,
     rows, inner, width, eps, factor,

@@ -24,7 +24,7 @@ from .launch import Launch
 TILE = 1024  # logits a program: 8 a thread of 4 warps
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def router_kernel(
     logits_ptr, ids_ptr, weights_ptr, tokens, experts, slots, stride,
     ROWS: tl.constexpr, EXPERTS: tl.constexpr, SLOTS: tl.constexpr, CHOSEN: tl.constexpr,

@@ -35,7 +35,7 @@ def bin_of(experts_ptr, at, pairs, count, BINS: tl.constexpr):
     return tl.where(known, expert, BINS - 1).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def count_kernel(experts_ptr, counts_ptr, pairs, count, CHUNK: tl.constexpr, BINS: tl.constexpr):
     chunk = tl.program_id(0)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -43,7 +43,7 @@ def count_kernel(experts_ptr, counts_ptr, pairs, count, CHUNK: tl.constexpr, BIN
     tl.store(counts_ptr + chunk * BINS + tl.arange(0, BINS), counts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "chunks"])
 def place_kernel(
     experts_ptr, counts_ptr, order_ptr, of_block_ptr, limits_ptr, used_ptr, pairs, count, chunks,
     CHUNK: tl.constexpr, BINS: tl.constexpr, BLOCK_M: tl.constexpr, STEP: tl.constexpr,

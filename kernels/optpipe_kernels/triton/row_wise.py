@@ -14,7 +14,6 @@ Source: Micikevicius et al. 2022, "FP8 formats for deep learning"; Dettmers et a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import triton
@@ -30,7 +29,7 @@ from .tiles import device_key, tile
 PROMOTE = 128  # inputs of float8 between two sums in full float32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def quantize_kernel(
     x_ptr, codes_ptr, scale_ptr, rows, width, x_stride,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, LARGEST: tl.constexpr, FP8: tl.constexpr,
@@ -45,7 +44,7 @@ def quantize_kernel(
     tl.store(scale_ptr + row, scale, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def row_wise_kernel(
     a_ptr, b_ptr, a_scale_ptr, b_scale_ptr, bias_ptr, residual_ptr, out_ptr,
     M, N, K, residual_stride,
@@ -150,7 +149,7 @@ def row_wise_linear(
     flat, scales = codes.reshape(-1, codes.shape[-1]), scale.reshape(-1)
     more = None if residual is None else _flat(residual)
     out = torch.empty(flat.shape[0], weight.shape[0], dtype=dtype, device=codes.device)
-    if codes.is_cuda and codes.dtype.is_floating_point and not batch_invariant:
+    if not batch_invariant and out.numel() and why_not_cublas(codes, weight, dtype) is None:
         out = torch._scaled_mm(
             flat, weight.T, scales[:, None], weight_scale[None, :], bias=bias, out_dtype=dtype
         )
@@ -159,6 +158,15 @@ def row_wise_linear(
         for launch in launches(flat, scales, weight, weight_scale, out, bias, more):
             launch.run()
     return out.view(*codes.shape[:-1], weight.shape[0])
+
+
+def why_not_cublas(codes: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> str | None:
+    """Why ``torch._scaled_mm`` does not take these rows, or None when it does."""
+    if not codes.is_cuda or not codes.dtype.is_floating_point:
+        return "it multiplies float8 on CUDA"
+    if dtype is not torch.bfloat16:
+        return "with a scale a row it gives bfloat16"
+    return "sizes are not divisible by 16" if any(size % 16 for size in weight.shape) else None
 
 
 def launches(
@@ -216,52 +224,3 @@ def expects(launch: Launch, key: str) -> tuple[str, ...]:
         return ()
     copies = ("cp.async.cg.shared.global",)
     return (*copies, "wgmma.mma_async") if key == "sm_90" else copies
-
-
-def bench_cases(place: Any) -> list[dict[str, Any]]:
-    """What ``benchmarks.gpu`` times: a large product of each kind and a small one, beside cuBLAS's."""
-    made = []
-    for kind in ("fp8", "int8"):
-        for count, width, columns in ((8192, 8192, 8192), (16, 28672, 4096)):
-            sizes = place.size(count, 16), place.size(width, 64), place.size(columns, 128)
-            made.append(_bench_case(place, kind, f"{count}x{width}x{columns}", *sizes))
-    return made
-
-
-def _bench_case(
-    place: Any, kind: Quantization, named: str, rows: int, width: int, columns: int
-) -> dict[str, Any]:
-    x = torch.randn(rows, columns, device=place.device, dtype=place.dtype)
-    b, b_scale = quantize(torch.randn(width, columns, device=place.device, dtype=place.dtype), kind)
-    a, a_scale = quantize(x, kind)
-
-    def ours() -> torch.Tensor:
-        return row_wise_linear(a, a_scale, b, b_scale, dtype=place.dtype)
-
-    def scaled_mm() -> torch.Tensor:
-        return torch._scaled_mm(a, b.T, a_scale[:, None], b_scale[None, :], out_dtype=place.dtype)
-
-    def check() -> float:
-        exact = (a.double() @ b.double().T) * a_scale.double()[:, None] * b_scale.double()
-        return float((ours().double() - exact).norm() / exact.norm())
-
-    def int_mm() -> torch.Tensor:
-        return torch._int_mm(a, b.T)
-
-    others: dict[str, Any] = {}
-    if not place.dry and kind == "fp8":
-        others["_scaled_mm"] = [scaled_mm]
-    if not place.dry and kind == "int8" and rows > 16:  # it takes no fewer
-        others["_int_mm, not scaled"] = [int_mm]
-    large = kind == "fp8" and rows >= 8192
-    return {
-        "name": f"{kind} row-wise {named}",
-        "ours": [ours],
-        "others": others,
-        "bytes": width * columns + rows * columns + 2 * rows * width,
-        "operations": rows * width * columns,  # the floor's rate is of 16 bits, 8 run twice as fast
-        "must": 0.92 if large else None,
-        "stretch": 1.0 if large else None,
-        "beside": "_scaled_mm" if large else "",
-        "check": check,
-    }
