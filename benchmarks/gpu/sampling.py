@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+from optpipe_kernels.triton.draws import Draw, settings
 from optpipe_kernels.triton.greedy_head import greedy_head
 from optpipe_kernels.triton.logprobs import logprobs
 from optpipe_kernels.triton.packing import QuantWeight, repack
-from optpipe_kernels.triton.sampling import Draw, sample, settings
+from optpipe_kernels.triton.sampling import sample
 
 from .cases import Case, Place, copies, over
 

@@ -4,7 +4,7 @@ target      what plugins see: options, and how an artifact becomes an executor
 fusion      Program → steps: joined linear layers, rope with the write of keys and values
 recipes     how a weight of the steps is made of the artifact's
 weights     recipes → tensors on the device, read in parallel through pinned memory
-operations  a kernel for each step, or its body where no kernel does it
+operations  a kernel for each step, or its body where no kernel does it (kernel_finder, cache_operations)
 calls       steps → a flat list of calls over registers
 leftovers   what no kernel does: eager, or compiled by Inductor
 cache       the paged cache in the dtypes that it can have

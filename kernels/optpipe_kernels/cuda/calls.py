@@ -19,7 +19,8 @@ from optpipe.program.program import DType, Expr, Value
 
 from . import leftovers
 from .attention import Layer, layer_of
-from .operations import KERNELS, Operations
+from .kernel_finder import KERNELS
+from .operations import Operations
 from .recipes import Dense, EightBits, Joined, Plain, Quantized, Recipe, Rows
 from .steps import Argument, Lowered, Step
 

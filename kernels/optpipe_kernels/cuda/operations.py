@@ -1,15 +1,9 @@
-"""A kernel for each step, or the body of the dialect's operation where no kernel of ours does it.
-
-Kernels take what the dialect's bodies take, in the compute dtype; what they are given in another is cast
-here, so that a step that torch widened (a router's weights, a scaled embedding) meets the next kernel as it
-should. ``Operations.on_bodies`` says what is left to bodies, for the report.
-"""
+"""A kernel for each step, over weights as ``weights`` made them; see ``kernel_finder``."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -19,25 +13,10 @@ import torch.nn.functional as F
 from optpipe.dialect import OPS
 from optpipe.errors import KernelError
 
-from . import cache
-from .attention import Layer, Lists
-from .cache import Stored
+from .cache_operations import CacheOperations
 from .recipes import Quantized, Recipe
 from .row_wise import RowWise
 from .steps import Step
-
-KERNELS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "add_rms_norm": ("rms_norm", (0, 1)),
-    "gated_act": ("gated_act", (0, 1)),
-    "gather_rows": ("gather_rows", ()),
-    "layer_norm": ("layer_norm", (0,)),
-    "moe": ("experts", (0,)),
-    "quant_moe": ("experts", (0,)),
-    "rms_norm": ("rms_norm", (0,)),
-    "rope": ("rope", (0,)),
-}
-"""Operations that take the dialect's operands: the file of the kernel, and the operands that are cast."""
-
 
 _ROW_MIXERS = frozenset({"paged_attention", "quant_linear", "row_wise_linear", "moe", "quant_moe"})
 
@@ -70,51 +49,8 @@ def _quant_logits(
     return out
 
 
-class Operations:
-    """Finds what runs a step.
-
-    Args:
-        dtype: the compute dtype.
-        batch_invariant: a row's bits may not depend on the other rows.
-        triton: use the Triton kernels; without them every operation runs on its body.
-    """
-
-    def __init__(self, dtype: torch.dtype, *, batch_invariant: bool = True, triton: bool = True) -> None:
-        self.dtype, self.batch_invariant, self.triton = dtype, batch_invariant, triton
-        self.on_bodies: set[str] = set()
-
-    def dialect(self, name: str) -> Callable[..., Any]:
-        """What runs an operation of ``KERNELS``."""
-        file, casts = KERNELS[name]
-        function = self._kernel(file, name)
-        if function is None:
-            self.on_bodies.add(name)
-            function = OPS[name].body
-        return self._cast(function, casts)
-
-    def _kernel(self, file: str, name: str) -> Callable[..., Any] | None:
-        if not self.triton:
-            return None
-        try:
-            module = importlib.import_module(f"optpipe_kernels.triton.{file}")
-        except (ImportError, KernelError):
-            return None
-        found: Callable[..., Any] | None = getattr(module, name, None)
-        return found
-
-    def _cast(self, function: Callable[..., Any], casts: tuple[int, ...]) -> Callable[..., Any]:
-        if not casts:
-            return function
-        dtype = self.dtype
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            given = list(args)
-            for at in casts:
-                if given[at] is not None and given[at].dtype is not dtype:
-                    given[at] = given[at].to(dtype)
-            return function(*given, **kwargs)
-
-        return run
+class Operations(CacheOperations):
+    """Finds what runs a step."""
 
     def embedding(self, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Rows [T, K] of a float table."""
@@ -239,69 +175,6 @@ class Operations:
         kernel = run
         return self._cast(lambda x, ids, scale: kernel(x, ids, scale, first, second, **gating), (0,))
 
-    def kv_write(self) -> Callable[..., None]:
-        """``(k, v, k_cache, v_cache, slots)``: this step's keys and values into their slots."""
-        kernel, body = self._kernel("rope_kv_write", "kv_write"), OPS["kv_write"].body
-        if kernel is None:
-            self.on_bodies.add("kv_write")
-
-        def run(k: Any, v: Any, keys: Stored, values: Stored, slots: Any) -> None:
-            if kernel is None:
-                cache.write(body, k, v, keys, values, slots)
-            else:
-                kernel(k, v, keys.data, values.data, slots, k_scales=keys.scale, v_scales=values.scale)
-
-        return self._cast(run, (0, 1))
-
-    def rope_kv_write(self) -> Callable[..., torch.Tensor | None]:
-        """``(q?, k, v, cos, sin, k_cache, v_cache, slots; interleaved) → the turned q``."""
-        kernel, room = (self._kernel("rope_kv_write", name) for name in ("rope_kv_write", "Cache"))
-        rope, write = self.dialect("rope"), self.kv_write()
-
-        def apart(
-            q: Any, k: Any, v: Any, cos: Any, sin: Any, keys: Any, values: Any, slots: Any, **kwargs: Any
-        ) -> torch.Tensor | None:
-            write(rope(k, cos, sin, **kwargs), v, keys, values, slots)
-            return None if q is None else cast("torch.Tensor", rope(q, cos, sin, **kwargs))
-
-        def run(
-            q: Any, k: Any, v: Any, cos: Any, sin: Any, keys: Any, values: Any, slots: Any, **kwargs: Any
-        ) -> torch.Tensor | None:
-            if q is None or kernel is None or room is None:
-                return apart(q, k, v, cos, sin, keys, values, slots, **kwargs)
-            into = room(keys.data, values.data, slots, keys.scale, values.scale)
-            return cast("torch.Tensor", kernel(q, k, v, cos, sin, into, **kwargs))
-
-        return self._cast(run, (0, 1, 2))
-
-    def paged_attention(self, layer: Layer) -> Callable[..., torch.Tensor]:
-        """``(facts, q, …)``: the dialect's operands behind the lists of ``attention``."""
-        kernel, dtype = self._kernel("paged_attention", "paged_attention"), self.dtype
-        if kernel is None:
-            self.on_bodies.add("paged_attention")
-            body = OPS["paged_attention"].body
-
-            def by_body(_: Any, q: Any, keys: Stored, values: Stored, *args: Any, **kwargs: Any) -> Any:
-                whole = (cache.widened(it, dtype) for it in (keys, values))
-                return body(q, *whole, *args, **kwargs)
-
-            return self._cast(by_body, (1,))
-        function, invariant = kernel, self.batch_invariant
-
-        def run(facts: Any, q: Any, keys: Stored, values: Stored, *args: Any, **kwargs: Any) -> Any:
-            return function(
-                q, keys.data, values.data, *args, **kwargs,
-                k_scales=keys.scale, v_scales=values.scale, work=facts[layer], batch_invariant=invariant,
-            )  # fmt: skip
-
-        return self._cast(run, (1,))
-
-    def lists(self, layers: Iterable[Layer], kv_bytes: int, device: torch.device) -> Lists | None:
-        """What makes the lists of attention's kernels; None where attention runs on its body."""
-        if self._kernel("paged_attention", "paged_attention") is None:
-            return None
-        return Lists(layers, kv_bytes, device, batch_invariant=self.batch_invariant)
-
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits as they are told: [R, V] float32."""
         return rows.float()
@@ -320,11 +193,6 @@ class Operations:
         sample, settings = self._kernel("sampling", "sample"), self._kernel("sampling", "Settings")
         assert sample is not None and settings is not None, "tokens are drawn where there is a kernel"
         return cast("torch.Tensor", sample(rows, settings(floats, integers)))
-
-    @property
-    def kv_dtypes(self) -> tuple[str, ...]:
-        """How the cache can store numbers; the first is the default."""
-        return cache.kv_dtypes(self.dtype)
 
     def invariant(self, steps: Iterable[Step]) -> bool:
         """Whether a row's bits are the same whatever else is in a step that is made of these."""

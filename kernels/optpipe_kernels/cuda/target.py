@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from .executor import CudaExecutor
 
+log = logging.getLogger("optpipe.cuda")
 DTYPES = ("auto", "bf16", "f16", "f32")
 KERNELS = ("triton", "bodies")
 
@@ -135,6 +137,12 @@ class CudaTarget:
         loaded = load_weights(recipes_of(lowered), weights, place, operations)
         compiler = Compiler(place) if compile and place.type == "cuda" else None
         calls = Calls(lowered, loaded, operations, place, compiler)
+        if operations.triton and operations.on_bodies:
+            names = ", ".join(sorted(operations.on_bodies))
+            log.warning(
+                "No kernel here takes %s in %s: they run on their reference bodies, slowly.",
+                names, str(operations.dtype).removeprefix("torch."),
+            )  # fmt: skip
         if recorder is None:
             recorder = recorder_of(place, cuda_graphs)
         return CudaExecutor(lowered, loaded, calls, operations, place, recorder)

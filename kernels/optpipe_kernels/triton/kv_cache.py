@@ -1,4 +1,7 @@
-"""``Cache``: the paged keys and values of one layer as a kernel writes them, and how they are held."""
+"""``Cache``: the paged keys and values of one layer as a kernel writes them, and how they are held.
+
+scale = max |x| / 127 (int8) or 448 (float8 e4m3), 1 for zeros;  code = x / scale, halves to even
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,39 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+import triton
+import triton.language as tl
 
 from optpipe.errors import KernelError
 
+from .rows import e4m3_bits, round_even
+
 # How cached numbers are held: 0 as they are, 1 int8, 2 the bytes of float8 e4m3.
 KINDS: Final = {torch.int8: 1, torch.float8_e4m3fn: 2}
+LARGEST: Final = {0: 1.0, 1: 127.0, 2: 448.0}  # code, by the kind
+
+
+@triton.jit
+def encode(x, scale, KIND: tl.constexpr, LARGEST: tl.constexpr):
+    """x [HEADS, N] as the cache holds it; ``scale`` [HEADS]."""
+    if KIND == 0:
+        y = x
+    else:
+        code = tl.minimum(tl.maximum(x.to(tl.float32) / scale[:, None], -LARGEST), LARGEST)
+        y = round_even(code).to(tl.int8) if KIND == 1 else e4m3_bits(code)
+    return y
+
+
+@triton.jit
+def scale_of(peak, LARGEST: tl.constexpr):
+    """The scale [HEADS] of heads whose largest magnitude is ``peak``."""
+    return tl.where(peak > 0, peak * (1.0 / LARGEST), 1.0)
+
+
+@triton.jit
+def largest(x):
+    """The largest magnitude of each row."""
+    return tl.max(tl.abs(x.to(tl.float32)), axis=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,13 +22,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .kv_cache import KINDS, Cache
+from .kv_cache import KINDS, LARGEST, Cache, encode, largest, scale_of
 from .launch import Launch
 from .rope import rotate_pair
-from .rows import e4m3_bits, round_even
 
 TILE: Final = 2048  # channels a program: 8 of each half a thread of 4 warps, 16 bytes of a 16-bit type
-LARGEST: Final = {0: 1.0, 1: 127.0, 2: 448.0}  # by the cache's kind
 
 
 @triton.jit
@@ -77,29 +75,6 @@ def put_pairs(
         inside = there & (pair < ROTARY // 2)[None, :]
         tl.store(row + pair[None, :], first.to(kind), mask=inside)
         tl.store(row + ROTARY // 2 + pair[None, :], second.to(kind), mask=inside)
-
-
-@triton.jit
-def encode(x, scale, KIND: tl.constexpr, LARGEST: tl.constexpr):
-    """x [HEADS, N] as the cache holds it; ``scale`` [HEADS]."""
-    if KIND == 0:
-        y = x
-    else:
-        code = tl.minimum(tl.maximum(x.to(tl.float32) / scale[:, None], -LARGEST), LARGEST)
-        y = round_even(code).to(tl.int8) if KIND == 1 else e4m3_bits(code)
-    return y
-
-
-@triton.jit
-def scale_of(peak, LARGEST: tl.constexpr):
-    """The scale [HEADS] of heads whose largest magnitude is ``peak``."""
-    return tl.where(peak > 0, peak * (1.0 / LARGEST), 1.0)
-
-
-@triton.jit
-def largest(x):
-    """The largest magnitude of each row."""
-    return tl.max(tl.abs(x.to(tl.float32)), axis=1)
 
 
 @triton.jit

@@ -81,6 +81,18 @@ def test_quantized_weights_on_kernels_are_as_near_as_16_bits_come(tiny, bits):
     assert np.linalg.norm(found - exact) <= 4e-3 * np.linalg.norm(exact)  # 2^-11 a rounding, some of them
 
 
+def test_what_has_no_kernel_in_a_dtype_is_said(tiny, caplog):
+    artifact = tiny("llama-tied", "quant{bits=4 group=32 zero=float head=8},paged")
+    executor = load(artifact, dtype="f32")  # the quantized kernels compute in 16 bits
+    assert executor.operations.on_bodies == {"quant_linear"} and not executor.batch_invariant
+    assert [it.getMessage() for it in caplog.records] == [
+        "No kernel here takes quant_linear in float32: they run on their reference bodies, slowly."
+    ]
+    caplog.clear()
+    load(artifact, kernels="bodies"), load(artifact, dtype="f16")
+    assert not caplog.records
+
+
 @pytest.mark.slow
 def test_quantized_experts_are_repacked_once_and_as_near(tiny, monkeypatch):
     from optpipe_kernels.triton import expert_weights, experts

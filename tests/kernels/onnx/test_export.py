@@ -46,12 +46,14 @@ def test_each_operation_is_one_operator_named_after_its_module(exported):
     graph = onnx.load(str(exported("llama", passes="quant,paged") / "model.onnx")).graph
     kinds = [it.op_type for it in graph.node]
     assert kinds.count("GroupQueryAttention") == 2
-    assert kinds.count("MatMulNBits") == 11  # 5 a layer, as queries, keys and values are one; and the head
+    assert kinds.count("MatMulNBits") == 9  # 4 a layer: queries, keys and values are one, gate and up; the head
+    assert {it.name for it in graph.input if "past" not in it.name} == {"input_ids", "attention_mask"}
     assert kinds.count("SkipSimplifiedLayerNormalization") == 4
     assert "RotaryEmbedding" not in kinds and "Softmax" not in kinds  # both inside the attention
     assert "Reshape" not in kinds and "Transpose" not in kinds
     names = {it.name for it in graph.node}
-    assert {f"model/layers/1/self_attn/{it}/MatMulNBits" for it in ("qkv_proj", "o_proj")} <= names
+    modules = ("self_attn/qkv_proj", "self_attn/o_proj", "mlp/gate_up_proj", "mlp/down_proj")
+    assert {f"model/layers/1/{it}/MatMulNBits" for it in modules} <= names
     stored = {it.name for it in graph.initializer}
     assert "model.layers.0.input_layernorm.weight" in stored
 
@@ -76,7 +78,6 @@ def run(folder, ids):
     given |= {
         "input_ids": ids,
         "attention_mask": np.ones((batch, length), np.int64),
-        "position_ids": np.tile(np.arange(length), (batch, 1)),
     }
     return session.run(["logits"], given)[0]
 
@@ -147,6 +148,8 @@ def test_the_config_for_genai_names_what_the_model_has(exported):
     decoder = config["model"]["decoder"]
     for layer in range(decoder["num_hidden_layers"]):
         assert decoder["inputs"]["past_key_names"] % layer in inputs
+    named = [it for name, it in decoder["inputs"].items() if not name.startswith("past")]
+    assert sorted(named) == sorted(it for it in inputs if not it.startswith("past"))
     assert config["model"]["vocab_size"] == 264
 
 

@@ -34,7 +34,7 @@ def loaded(path, **options):
     return OnnxTarget().load_artifact(load_artifact(path), threads=1, slot_tokens=64, **options)
 
 
-def step_of(pieces, tokens):
+def step_of(pieces, tokens, slot_tokens=64):
     """Pieces (slot, begin, end) of the same tokens as one step, with every row's logits."""
     spans = [np.arange(begin, end) for _, begin, end in pieces]
     at = np.concatenate(spans)
@@ -42,7 +42,7 @@ def step_of(pieces, tokens):
         token_ids=tokens[at],
         positions=at,
         slot_mapping=np.concatenate(
-            [slot * 64 + span for (slot, _, _), span in zip(pieces, spans, strict=True)]
+            [slot * slot_tokens + span for (slot, _, _), span in zip(pieces, spans, strict=True)]
         ),
         query_start=np.cumsum([0, *map(len, spans)]).astype(np.int32),
         context_lens=np.array([end for _, _, end in pieces], np.int32),
@@ -85,6 +85,17 @@ def test_a_step_mixes_prompts_chunks_and_single_tokens(tiny):
     found = executor.submit(step_of(pieces, TOKENS)).result().logits
     expected = np.concatenate([wanted[begin:end] for _, begin, end in pieces])
     assert np.abs(found - expected).max() < BOUND
+
+
+def test_slots_that_are_full_beside_one_that_sits_out(tiny):
+    """A prompt as long as a slot leaves an idle row between no room: then it is no row of the run."""
+    path = tiny("llama")
+    wanted = optpipe.load(path).logits(TOKENS)
+    executor = OnnxTarget().load_artifact(load_artifact(path), threads=1, slot_tokens=len(TOKENS))
+    executor.allocate(3)
+    step = step_of([(0, 0, 40), (2, 0, 40)], TOKENS, slot_tokens=40)
+    for rows in np.split(executor.submit(step).result().logits, 2):
+        assert np.abs(rows - wanted).max() < BOUND
 
 
 def test_an_older_runtime_has_no_row_that_sits_out(tiny, monkeypatch):
@@ -180,6 +191,8 @@ def test_what_it_cannot_do_is_said(tiny):
     executor.allocate(1)
     with pytest.raises(RequestError, match="slot"):
         executor.submit(step_of([(1, 0, 3)], TOKENS))
+    with pytest.raises(RequestError, match="made for 64 positions, not for 65"):
+        executor.logits(np.zeros(65, np.int64))
 
 
 def test_the_export_is_kept_and_made_anew_for_other_options(tiny, tmp_path):

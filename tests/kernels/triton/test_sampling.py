@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from optpipe_kernels.triton.sampling import NONE_LEFT, NOT_NUMBERS, Draw, sample, settings
+from optpipe_kernels.triton.draws import Draw, settings
+from optpipe_kernels.triton.sampling import NONE_LEFT, NOT_NUMBERS, sample
 from optpipe_runtime.sampling import SamplingParams, uniform
 from optpipe_runtime.sampling.choice import choose
 from optpipe_runtime.sampling.mask import Scratch
