@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from optpipe.errors import CapacityError
+from optpipe.errors import CapacityError, RequestError
 from optpipe.targets.protocol import CacheSpec, Ints, MemoryNeeds, StepInputs, StepResult
 from optpipe.targets.steps import Done, check_step, check_tokens, one_sequence
 
@@ -96,7 +96,8 @@ class OnnxExecutor:
         self.kv_dtypes = (f"f{8 * self._dtype.itemsize}",)
         self.vocab_size = int(self._session.get_outputs()[0].shape[-1])  # logits
         self.cache_spec = CacheSpec(settings.positions, layers, sequence_blocks=1)
-        self._idle = any(it.name == "query_seqlens" for it in self._session.get_inputs())
+        self._inputs = frozenset(it.name for it in self._session.get_inputs())
+        self._idle = "query_seqlens" in self._inputs
         self._argmax = any(it.name == "token_ids" for it in self._session.get_outputs())
         self._cache: _Cache | None = None
         self._last: tuple[bytes, list[Run]] = (b"", [])  # the latest step's composition and runs
@@ -125,8 +126,17 @@ class OnnxExecutor:
         return Done(self._step(step, self._cache, logits))
 
     def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
-        """See ``Executor.logits``."""
+        """See ``Executor.logits``.
+
+        Raises:
+            RequestError: more tokens than a slot has positions, for which the model's tables are made.
+        """
         check_tokens(token_ids, self.vocab_size)
+        if len(token_ids) > self._settings.positions:
+            raise RequestError(
+                f"The onnx model is made for {self._settings.positions} positions, not for {len(token_ids)}.",
+                hint="load it with more slot_tokens",
+            )
         step = one_sequence(token_ids, len(token_ids))
         if rows is not None:
             step = StepInputs(**{**vars(step), "logit_rows": np.asarray(rows, dtype=np.int64)})
@@ -172,7 +182,7 @@ class OnnxExecutor:
     def _runs(self, step: StepInputs) -> list[Run]:
         key = composition(step)
         if key != self._last[0]:
-            self._last = key, runs(step, idle=self._idle)
+            self._last = key, runs(step, idle=self._idle, positions=self._settings.positions)
         return self._last[1]
 
     def _run(
@@ -183,8 +193,8 @@ class OnnxExecutor:
         bound = self._bound(cache, run.first, run.slots, logits)
         again = bound.run is run and self.device == "cpu"  # a GPU's inputs are copied as they are bound
         if not again:
-            for name, array in run.inputs.items():
-                bound.binding.bind_cpu_input(name, array)
+            for name in run.inputs.keys() & self._inputs:  # a model may read no positions
+                bound.binding.bind_cpu_input(name, run.inputs[name])
             bound.run = run
         if logits or not again:  # logits that were asked for are the caller's
             bound.found = self._outputs(bound.binding, len(run.rows), logits)

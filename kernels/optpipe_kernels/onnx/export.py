@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from optpipe.artifact import Artifact
@@ -42,8 +43,9 @@ def export_onnx(artifact: Artifact, target: Path, options: ExportOptions) -> Non
         ArtifactError: ``target`` is taken, or a weight is missing.
     """
     with written_whole(target, replaceable=False) as folder:
-        write_model(artifact, folder, options)
-        config = genai_config(artifact, context=options.context, model=MODEL)
+        written = onnx.load(str(write_model(artifact, folder, options)), load_external_data=False)
+        inputs = {it.name for it in written.graph.input}
+        config = genai_config(artifact, context=options.context, model=MODEL, inputs=inputs)
         if config is not None and options.microsoft:  # its generator gives a mask, and buffers that grow
             (folder / "genai_config.json").write_text(json.dumps(config, indent=2) + "\n")
         for name in artifact.manifest.files:

@@ -6,6 +6,7 @@ Source: the format of onnxruntime-genai 0.18, as its model builder writes it.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, cast
 
 from optpipe.artifact import Artifact
@@ -15,8 +16,16 @@ from .converter import head_width
 _STANDARD = "llama"  # any decoder whose inputs are these is run as this one
 
 
-def genai_config(artifact: Artifact, *, context: int, model: str) -> dict[str, Any] | None:
-    """The file's content; None when the layers' caches differ, which the format cannot say."""
+def genai_config(
+    artifact: Artifact, *, context: int, model: str, inputs: Collection[str]
+) -> dict[str, Any] | None:
+    """The file's content; None when the layers' caches differ, which the format cannot say.
+
+    Args:
+        context: the most positions of a sequence.
+        model: the model file's name.
+        inputs: of the model; one that no node reads is not among them.
+    """
     caches = [it.value for it in artifact.program.inputs if it.kind == "cache"]
     shapes = {(cast("int", it.type.shape[2]), head_width(artifact.program, it)) for it in caches}
     if len(shapes) != 1:
@@ -38,9 +47,7 @@ def genai_config(artifact: Artifact, *, context: int, model: str) -> dict[str, A
         "head_size": width,
         "hidden_size": config.get("hidden_size", config.get("n_embd")),
         "inputs": {
-            "input_ids": "input_ids",
-            "attention_mask": "attention_mask",
-            "position_ids": "position_ids",
+            **{it: it for it in ("input_ids", "attention_mask", "position_ids") if it in inputs},
             **{f"past_{name}": f"past_key_values.%d.{kind}" for kind, name in names.items()},
         },
         "outputs": {

@@ -160,8 +160,8 @@ class ModelWriter:
             onnx.checker.ValidationError: the model is not one.
         """
         self._data.flush()
-        nodes, tensors = self._needed()
-        graph = helper.make_graph(nodes, "optpipe", self._inputs, self._outputs, tensors)
+        nodes, inputs, tensors = self._needed()
+        graph = helper.make_graph(nodes, "optpipe", inputs, self._outputs, tensors)
         versions = [helper.make_opsetid(it, self._opset if it == "" else 1) for it in sorted(self._domains)]
         model = helper.make_model(
             graph, opset_imports=versions, producer_name="optpipe", ir_version=_IR_VERSION
@@ -172,15 +172,16 @@ class ModelWriter:
         onnx.checker.check_model(str(path))
         return path
 
-    def _needed(self) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-        """The nodes and tensors that an output depends on."""
+    def _needed(self) -> tuple[list[onnx.NodeProto], list[onnx.ValueInfoProto], list[TensorProto]]:
+        """The nodes, inputs and tensors that an output depends on."""
         wanted = {it.name for it in self._outputs}
         nodes = []
         for node in reversed(self._nodes):
             if not wanted.isdisjoint(node.output):
                 nodes.append(node)
                 wanted.update(node.input)
-        return nodes[::-1], [it for name, it in self._tensors.items() if name in wanted]
+        inputs = [it for it in self._inputs if it.name in wanted]
+        return nodes[::-1], inputs, [it for name, it in self._tensors.items() if name in wanted]
 
     def fresh(self, path: str, what: str) -> str:
         """A name for an output that nothing else has."""

@@ -106,12 +106,14 @@ def composition(step: StepInputs) -> bytes:
     )
 
 
-def runs(step: StepInputs, *, idle: bool) -> list[Run]:
+def runs(step: StepInputs, *, idle: bool, positions: int) -> list[Run]:
     """The runs of a step.
 
     Args:
         idle: a slot may sit out. Without it there are no holes, and chunks of prompts run one by one, as
             attention takes rows of several new tokens and different lengths only then.
+        positions: of a slot. One that sits out must have room for the run's tokens behind the one that it is
+            said to hold, though nothing is written there.
     """
     starts = step.query_start.tolist()
     wanted: dict[int, list[tuple[int, int, int]]] = {}
@@ -120,11 +122,11 @@ def runs(step: StepInputs, *, idle: bool) -> list[Run]:
         wanted.setdefault(sequence, []).append((number, sequence, token - starts[sequence]))
     return [
         Run(it, step, [row for sequence in it.sequences for row in wanted.get(sequence, ())], idle)
-        for it in _members(starts, step.block_tables[:, 0].tolist(), idle)
+        for it in _members(starts, step.block_tables[:, 0].tolist(), idle, positions)
     ]
 
 
-def _members(starts: list[int], slots: list[int], idle: bool) -> Iterator[Members]:
+def _members(starts: list[int], slots: list[int], idle: bool, positions: int) -> Iterator[Members]:
     """A step's sequences by their number of new tokens, in ranges of slots with few holes."""
     alike: dict[int, list[tuple[int, int]]] = {}
     for sequence, slot in enumerate(slots):
@@ -134,7 +136,8 @@ def _members(starts: list[int], slots: list[int], idle: bool) -> Iterator[Member
     for count in sorted(alike):
         group = sorted(alike[count])
         most = len(group) if idle or count == 1 else 1
-        for part in _ranges(group, _HOLES if idle else 0, most):
+        holes = _HOLES if idle and count < positions else 0
+        for part in _ranges(group, holes, most):
             first = part[0][0]
             yield Members(
                 first,

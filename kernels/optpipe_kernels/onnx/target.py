@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .converter import ExportOptions
     from .executor import OnnxExecutor
 
-LAYOUT = 4  # of the files that are kept: a new number makes old ones of no use
+LAYOUT = 5  # of the files that are kept: a new number makes old ones of no use
 _POSITIONS = 4096  # of a slot at most, unless more are asked for
 
 

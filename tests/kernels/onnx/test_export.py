@@ -46,7 +46,9 @@ def test_each_operation_is_one_operator_named_after_its_module(exported):
     graph = onnx.load(str(exported("llama", passes="quant,paged") / "model.onnx")).graph
     kinds = [it.op_type for it in graph.node]
     assert kinds.count("GroupQueryAttention") == 2
-    assert kinds.count("MatMulNBits") == 9  # 4 a layer: queries, keys and values are one, gate and up; the head
+    assert (
+        kinds.count("MatMulNBits") == 9
+    )  # 4 a layer: queries, keys and values are one, gate and up; the head
     assert {it.name for it in graph.input if "past" not in it.name} == {"input_ids", "attention_mask"}
     assert kinds.count("SkipSimplifiedLayerNormalization") == 4
     assert "RotaryEmbedding" not in kinds and "Softmax" not in kinds  # both inside the attention

@@ -11,6 +11,7 @@ from optpipe.program.program import Node, Value, WeightRef
 from ..converter import Converter, argument, tensor_type
 from ..model import MICROSOFT
 from .arithmetic import activation
+from .projections import gate_and_up
 from .table import maps
 from .tokens import by_token
 
@@ -82,8 +83,10 @@ def layer_norm(c: Converter, node: Node) -> None:
 def gated_act(c: Converter, node: Node) -> None:
     """act(gate) · up."""
     kind = cast("str", node.kwargs["kind"])
-    (gate, up), bind = by_token(c, node, *node.args[:2])
-    bind(node.results[0], c.emit("Mul", activation(c, kind, gate), up))
+    both, bind = gate_and_up(c, *node.args[:2]), c.bind_rows
+    if both is None:
+        both, bind = by_token(c, node, *node.args[:2])
+    bind(node.results[0], c.emit("Mul", activation(c, kind, both[0]), both[1]))
 
 
 @maps("optpipe.gather_rows")
