@@ -103,8 +103,17 @@ class Shelf:
         return self._made(f"onnx-{form}", lambda to: self._build_onnx(to, *options))
 
     def exported(self, form: str) -> Path:
-        """optpipe's ONNX export of its artifact, with the activations that the builder's folder has."""
-        return self._made(f"exported-{form}", lambda to: _export_onnx(self.optpipe(form), to))
+        """optpipe's ONNX export of its artifact, with the activations that the builder's folder has.
+
+        Exports of a time when optpipe wrote others are not run, and go.
+        """
+        from optpipe_kernels.onnx.target import LAYOUT
+
+        name = f"exported-{form}-layout{LAYOUT}"
+        for old in self.folder.glob(f"exported-{form}*"):
+            if old.name != name:
+                shutil.rmtree(old)
+        return self._made(name, lambda to: _export_onnx(self.optpipe(form), to))
 
     def of_kind(self, kind: str, form: str) -> Path:
         """What a peer of some kind reads."""
