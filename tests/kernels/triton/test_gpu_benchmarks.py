@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from benchmarks.gpu import (
     gpu_tests,
     limits,
     random_model,
+    start,
     static_loop,
 )
 from benchmarks.gpu.__main__ import SECONDS, TOTAL, allowed, in_time
@@ -175,6 +177,23 @@ def test_a_token_reads_every_matrix_but_the_embedding():
     made = random_model.program(Size(), 16).weights
     shapes = [it.type.shape for name, it in made.items() if name != "embed"]
     assert end_to_end.weights_of(Size(), 0) == sum(it[0] * it[1] for it in shapes if len(it) == 2)
+
+
+def test_a_start_is_timed_by_what_the_process_says():
+    script = f"import time\nfor it in {start.STAGES!r}: time.sleep(0.05); print(it, flush=True)"
+    found = list(start.staged([sys.executable, "-c", script]).values())
+    assert all(later - sooner > 0.04 for sooner, later in pairwise([0.0, *found]))
+    with pytest.raises(RuntimeError, match="no GPU here"):
+        start.staged([sys.executable, "-c", "print('imports'); raise SystemExit('no GPU here')"])
+    with pytest.raises(RuntimeError, match="it said nothing"):
+        start.staged([sys.executable, "-c", "print('imports')"])
+    gigabytes = [start.stored(bits) / 1e9 for bits in (16, 8, 4)]
+    assert gigabytes == pytest.approx([16.06, 8.56, 5.2], rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_process_that_is_timed_comes_to_its_second_token():
+    assert tuple(start.staged([sys.executable, "-m", "benchmarks.gpu.start", "--dry-run"])) == start.STAGES
 
 
 def test_parts_share_nine_minutes():
