@@ -104,6 +104,7 @@ struct PairAttention {
         const int64_t slots = (blocks.end - blocks.begin) * a.keys.slots, columns = a.values.columns;
         int64_t v = 0, d = 0;
         for (; v + N <= slots / W; v += N) score_slots<R, N>(a, u, table, next, v);
+        for (; N > 2 && v + 2 <= slots / W; v += 2) score_slots<R, 2>(a, u, table, next, v);
         for (; v < slots / W; ++v) score_slots<R, 1>(a, u, table, next, v);
         for (int r = 0; r < R; ++r) {
             float *mine = score + r * a.tile_slots;

@@ -78,7 +78,7 @@ static OPTPIPE_INLINE void join(const Part &to, const Part &more, int64_t count,
         factors[r] = before == peak ? 0.0f : before - peak;
         factors[8 + r] = now == peak ? 0.0f : now - peak;
     }
-    for (int k = 0; k < 16; k += W) store(factors + k, vexp(load(factors + k)));
+    for (int k = 0; k < 16; k += W) store(factors + k, vexp_below(load(factors + k)));
     for (int64_t r = 0; r < count; ++r) {
         const float fade = factors[r], gain = factors[8 + r], before = to.rows[r].top, now = more.rows[r].top;
         if (now == -__builtin_inff()) continue;

@@ -66,11 +66,12 @@ template <class Form> static void attend_rows(const Attention &a, const Room &ro
     }
 }
 
-/* Divide a row by its total, and write it. */
+/* A row over its total. */
 static OPTPIPE_INLINE void write_row(const Attention &a, const Unit &u, int64_t r, const Running &row, const float *out) {
     const Call &c = *a.c;
     float *to = c.at<float>(8) + u.row(r, a.groups) * c.stride(8, 0) + u.query_head(r, a.groups) * c.stride(8, 1);
-    for (int64_t d = 0; d < a.values.width; d += W) store_n(to + d, load(out + d) / set1(row.total), a.values.width - d);
+    const V part = set1(1.0f / row.total);
+    for (int64_t d = 0; d < a.values.width; d += W) store_n(to + d, load(out + d) * part, a.values.width - d);
 }
 static OPTPIPE_INLINE void write_rows(const Attention &a, const Unit &u, const Part &rows) {
     for (int64_t r = 0; r < u.count; ++r) write_row(a, u, r, rows.rows[r], rows.out + r * a.values.columns);

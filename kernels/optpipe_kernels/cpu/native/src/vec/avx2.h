@@ -75,6 +75,10 @@ static OPTPIPE_INLINE I addi(I a, I b) { return _mm256_add_epi32(a, b); }
 static OPTPIPE_INLINE I bits_and(I a, I b) { return _mm256_and_si256(a, b); }
 static OPTPIPE_INLINE I negate(I a) { return _mm256_sub_epi32(_mm256_setzero_si256(), a); }
 template <int n> static OPTPIPE_INLINE I shift_left(I a) { return _mm256_slli_epi32(a, n); }
+static OPTPIPE_INLINE V scale_down(V a, V n) {
+    const I exponent = to_int(vmax(n, set1(-126.0f)));
+    return choose(less(n, set1(-126.0f)), zero(), a * as_float(shift_left<23>(addi(exponent, seti(127)))));
+}
 
 static OPTPIPE_INLINE float sum(V x) {
     const __m128 b = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

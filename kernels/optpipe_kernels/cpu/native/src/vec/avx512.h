@@ -62,6 +62,9 @@ static OPTPIPE_INLINE I addi(I a, I b) { return _mm512_add_epi32(a, b); }
 static OPTPIPE_INLINE I bits_and(I a, I b) { return _mm512_and_si512(a, b); }
 static OPTPIPE_INLINE I negate(I a) { return _mm512_sub_epi32(_mm512_setzero_si512(), a); }
 template <int n> static OPTPIPE_INLINE I shift_left(I a) { return _mm512_slli_epi32(a, n); }
+static OPTPIPE_INLINE V scale_down(V a, V n) {
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, set1(-126.0f), _CMP_NLT_UQ), a, n);
+}
 
 static OPTPIPE_INLINE float sum(V x) {
     const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));

@@ -110,6 +110,11 @@ static OPTPIPE_INLINE I addi(I a, I b) { return a + b; }
 static OPTPIPE_INLINE I bits_and(I a, I b) { return a & b; }
 static OPTPIPE_INLINE I negate(I a) { return -a; }
 template <int n> static OPTPIPE_INLINE I shift_left(I a) { return a << n; }
+/* a · 2^n of whole n ≤ 0: zero where n < −126; NaN where a and n are NaN. */
+static OPTPIPE_INLINE V scale_down(V a, V n) {
+    const I exponent = to_int(vmax(n, set1(-126.0f)));
+    return choose(less(n, set1(-126.0f)), zero(), a * as_float(shift_left<23>(addi(exponent, seti(127)))));
+}
 /* Rounded to the nearest whole number and saturated to −128 … 127. */
 static OPTPIPE_INLINE void store_i8_n(int8_t *p, V x, int64_t n) {
     const I whole = to_int(vmin(vmax(x, set1(-128.0f)), set1(127.0f)));
