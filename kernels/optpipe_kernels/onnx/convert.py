@@ -43,7 +43,10 @@ def convert_node(c: Converter, node: Node) -> None:
     rule = RULES.get(node.op) or c.plugins.get(node.op)
     where = f" (in '{node.path}')" if node.path else ""
     if rule is None:
-        raise UnmappedError(f"The operation {node.op}{where} has no mapping to ONNX.")
+        raise UnmappedError(
+            f"The operation {node.op}{where} has no mapping to ONNX.",
+            hint="a plugin may bring one, by the hook optpipe_onnx_mappings",
+        )
     c.path = node.path
     try:
         if waits(c, node):

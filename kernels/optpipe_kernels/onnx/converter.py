@@ -43,6 +43,7 @@ class ExportOptions:
         experts: packed experts are ``QMoE`` where it has their grid; from ONNX Runtime 1.31 on.
         half: attention and its cache are float16, as the CUDA provider takes no other; all else stays
             float32, which models that outgrow float16 need.
+        norms: attention normalizes queries and keys itself; the CUDA provider's alone, from 1.32 on.
     """
 
     microsoft: bool = True
@@ -53,6 +54,7 @@ class ExportOptions:
     idle: bool = True
     experts: bool = True
     half: bool = False
+    norms: bool = False
 
 
 @dataclass

@@ -198,7 +198,9 @@ class OnnxExecutor:
             bound.run = run
         if logits or not again:  # logits that were asked for are the caller's
             bound.found = self._outputs(bound.binding, len(run.rows), logits)
+        bound.binding.synchronize_inputs()  # copies to a GPU; on a CPU there are none
         self._session.run_with_iobinding(bound.binding)
+        bound.binding.synchronize_outputs()
         rows = bound.found.get("logits")
         if self._argmax:
             return bound.found["token_ids"].copy(), rows

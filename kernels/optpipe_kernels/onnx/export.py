@@ -28,6 +28,7 @@ from .rules import RULES
 MODEL, DATA = "model.onnx", "model.onnx.data"
 _OPSET = 23
 _STANDARD_OPSET = 24  # has TensorScatter
+_MOST = 1 << 20  # positions; 128 MB a table of cos or sin, for heads of 64
 _CONTEXT = 2048  # positions, of a model that does not say
 _OURS = ("graph.opt", "model.safetensors.index.json")
 
@@ -54,9 +55,15 @@ def export_onnx(artifact: Artifact, target: Path, options: ExportOptions) -> Non
 
 
 def context_of(artifact: Artifact, wanted: int | None = None) -> int:
-    """Positions that tables are made for: what is asked for, or what the model was made for."""
+    """Positions that tables are made for: what is asked for, or what the model was made for.
+
+    Raises:
+        RequestError: more are asked for than tables can have.
+    """
+    if wanted is not None and wanted > _MOST:
+        raise RequestError(f"An ONNX model has tables for at most {_MOST} positions, not for {wanted}.")
     longest = artifact.config.get("max_position_embeddings") or artifact.config.get("n_positions")
-    return wanted or (longest if isinstance(longest, int) else _CONTEXT)
+    return wanted or (min(longest, _MOST) if isinstance(longest, int) else _CONTEXT)
 
 
 def write_model(artifact: Artifact, folder: Path, options: ExportOptions) -> Path:

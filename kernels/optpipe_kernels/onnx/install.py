@@ -13,6 +13,7 @@ def missing() -> str | None:
 
 
 IDLE_ROWS = (1, 32)  # ``GroupQueryAttention`` takes ``query_seqlens``: a row of a batch may sit out a run
+INNER_NORMS = (1, 32)  # ``GroupQueryAttention`` takes ``q_norm_weight``, on the CUDA provider
 ROUTED_EXPERTS = (1, 31)  # ``QMoE`` takes ``router_weights``, which the graph's router has made
 
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optpipe.errors import ArtifactError, RequestError
+from optpipe.errors import ArtifactError, KernelError, RequestError
 
 from ..cpu.cores import usable_cores
 from ..cpu.target import cache_folder
-from .install import IDLE_ROWS, ROUTED_EXPERTS, missing, needed, runtime
+from .install import IDLE_ROWS, INNER_NORMS, ROUTED_EXPERTS, missing, needed, runtime
 
 if TYPE_CHECKING:
     from optpipe.artifact import Artifact
@@ -64,8 +64,9 @@ class OnnxTarget:
             slot_tokens: positions of one sequence's cache; by default the model's, 4096 at most.
 
         Raises:
-            KernelError: a package is missing.
-            RequestError: an option has a value that it cannot have, or an operation has no mapping.
+            KernelError: a package is missing, or ONNX Runtime cannot load what was written.
+            RequestError: ONNX Runtime has no such provider here, an option has a value that it cannot have,
+                or an operation has no mapping.
         """
         needed()
         from .converter import ExportOptions
@@ -77,23 +78,31 @@ class OnnxTarget:
             raise RequestError(f"The onnx target runs on cpu or cuda, not on '{device}'.")
         if activations not in ("float32", "int8"):
             raise RequestError(f"The onnx target computes with float32 or int8, not with '{activations}'.")
-        context = context_of(artifact)
+        context = context_of(artifact, slot_tokens)
         positions = min(context, _POSITIONS) if slot_tokens is None else slot_tokens
-        # By ONNX Runtime's list of kernels, CUDA's attention is 16 bits wide, no row of it sits out, and its
-        # QMoE takes no weights of a router.
+        # By ONNX Runtime's list of kernels, CUDA's attention is 16 bits wide, and its QMoE takes no weights
+        # of a router; by the schema, rows sit out on both providers, and norms are inside on CUDA's alone.
         options = ExportOptions(
             accuracy_level=4 if activations == "int8" else 0,
             context=max(positions, 1),
             rows="chosen",
             argmax=device == "cuda",  # a CPU's logits are here already
-            idle=device == "cpu" and runtime() >= IDLE_ROWS,
+            idle=runtime() >= IDLE_ROWS,
             experts=device == "cpu" and runtime() >= ROUTED_EXPERTS,
             half=device == "cuda",
+            norms=device == "cuda" and runtime() >= INNER_NORMS,
         )
-        model = exported(artifact, options)
-        layers = _layers(artifact)
         settings = Settings(device, threads or usable_cores(), positions)
-        return OnnxExecutor(model, layers, (model.parent / DATA).stat().st_size, settings)
+
+        def opened() -> OnnxExecutor:
+            model = exported(artifact, options)
+            return OnnxExecutor(model, _layers(artifact), (model.parent / DATA).stat().st_size, settings)
+
+        try:
+            return opened()
+        except (KernelError, OSError):  # what was kept is broken: written anew, once
+            shutil.rmtree(exported(artifact, options).parent)
+            return opened()
 
     def load(self, program: Any, weights: Any, **options: Any) -> OnnxExecutor:
         """Not from parts: the export reads an artifact's files.
@@ -121,8 +130,12 @@ def exported(artifact: Artifact, options: ExportOptions) -> Path:
     if not (folder / MODEL).exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
-        with written_whole(folder, replaceable=False) as fresh:
-            write_model(artifact, fresh, options)
+        try:
+            with written_whole(folder, replaceable=False) as fresh:
+                write_model(artifact, fresh, options)
+        except ArtifactError:
+            if not (folder / MODEL).exists():
+                raise  # else another process was quicker
     return folder / MODEL
 
 

@@ -181,7 +181,11 @@ def test_attention_of_16_bits_has_a_cache_of_16(tiny, exported):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"dtype": "bfloat16"}, "not bfloat16"), ({"dtype": "float16", "ops": "standard"}, "float32 only")],
+    [
+        ({"dtype": "bfloat16"}, "not bfloat16"),
+        ({"dtype": "float16", "ops": "standard"}, "float32 only"),
+        ({"context": 1 << 30}, "at most 1048576 positions"),
+    ],
 )
 def test_a_form_that_there_is_not_is_refused(exported, options, said):
     with pytest.raises(RequestError, match=said):

@@ -7,7 +7,7 @@ import pytest
 
 import optpipe
 from optpipe.artifact import load_artifact
-from optpipe.errors import CapacityError, RequestError
+from optpipe.errors import CapacityError, KernelError, RequestError
 from optpipe.targets.protocol import StepInputs
 from optpipe.testing import tiny_names
 
@@ -122,10 +122,12 @@ def test_the_device_chooses_the_provider(tiny, monkeypatch, device, providers):
     """As with onnxruntime-gpu: what is asked of it, without a GPU to run on."""
     asked = {}
 
-    def session(path, *options, providers):
+    def session(path, *options, providers, **more):
+        opened = real(path, *options, providers=["CPUExecutionProvider"], **more)
         if path.endswith("model.onnx"):
             asked.update(model=path, providers=providers)
-        return real(path, *options, providers=["CPUExecutionProvider"])
+            monkeypatch.setattr(opened, "get_providers", lambda: providers)
+        return opened
 
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
@@ -136,6 +138,38 @@ def test_the_device_chooses_the_provider(tiny, monkeypatch, device, providers):
     assert ("token_ids" in outputs) == (device == "cuda")  # a GPU's logits stay there
     assert executor.device == device
     assert executor.kv_dtypes == ("f16" if device == "cuda" else "f32",)
+
+
+def test_a_provider_that_does_not_start_is_said(tiny, monkeypatch):
+    """ONNX Runtime leaves it out and goes on with the CPU's, where a cache on a GPU would be of no use."""
+    real = onnxruntime.InferenceSession
+
+    def without_libraries(path, *options, providers, **more):
+        return real(path, *options, providers=["CPUExecutionProvider"], **more)
+
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without_libraries)
+    with pytest.raises(RequestError, match="could not start the CUDAExecutionProvider") as caught:
+        loaded(tiny("llama"), device="cuda")
+    assert "onnx-gpu" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_a_kept_export_that_is_broken_is_written_anew(tiny, tmp_path, name):
+    path = tiny("llama")
+    wanted = loaded(path).logits(TOKENS)
+    (kept,) = (tmp_path / "cache" / "onnx").iterdir()
+    whole = (kept / name).read_bytes()
+    (kept / name).write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(loaded(path).logits(TOKENS), wanted)
+    assert (kept / name).read_bytes() == whole
+
+
+def test_a_model_that_cannot_be_loaded_is_said(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    with pytest.raises(KernelError, match="cannot load"):
+        OnnxExecutor(tmp_path / "model.onnx", ((1, 8, 8),), 0, Settings("cpu", 1, 64))
 
 
 def test_a_model_that_chooses_tokens_itself(tiny):
@@ -181,6 +215,8 @@ def test_tokens_alone_come_without_logits(tiny):
 def test_what_it_cannot_do_is_said(tiny):
     with pytest.raises(RequestError, match="runs on cpu or cuda"):
         loaded(tiny("llama"), device="tpu")
+    with pytest.raises(RequestError, match="at most 1048576 positions"):
+        OnnxTarget().load_artifact(load_artifact(tiny("llama")), slot_tokens=1 << 30)
     with pytest.raises(RequestError, match="CUDAExecutionProvider"):
         loaded(tiny("llama"), device="cuda")
     executor = loaded(tiny("llama"))

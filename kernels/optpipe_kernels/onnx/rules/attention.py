@@ -16,6 +16,7 @@ from ..converter import Converter, UnmappedError, argument, head_width
 from ..model import element_type
 from ..rotary import Turned, rotary_tables
 from .attention_inputs import key_bias, padded_rows, turn_now
+from .dialect import epsilon, norm_weight
 from .projections import packed
 from .standard_attention import standard_attention
 from .table import maps, sizes_of
@@ -69,7 +70,11 @@ def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> None:
     wide = head_width(c.program, cache)
     fused = _rotation(c, q, k)
     tables = fused.tables if fused is not None else None
-    inputs = _inputs(c, tuple(_source(c, it, fused) for it in (q, k, v)), wide)
+    sources = tuple(_source(c, it, fused) for it in (q, k, v))
+    norms = _norms(c, sources[0], sources[1]) if sizes_of(q)[1] == wide else None
+    if norms is not None:
+        sources = (*(cast("Value", it.args[0]) for it in norms), sources[2])
+    inputs = _inputs(c, sources, wide)
     past = [f"past_key_values.{layer}.{it}" for it in ("key", "value")]
     present = [f"present.{layer}.{it}" for it in ("key", "value")]
     if cache.name in c.present:
@@ -83,7 +88,7 @@ def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> None:
             *(c.halved(it) for it in inputs), *past, c.shared["seqlens_k"], c.shared["total_sequence_length"],
             c.halved(tables.cos) if tables else None, c.halved(tables.sin) if tables else None, None,
             c.halved(key_bias(c, node)), None if sinks is None else c.halved(c.name(sinks)),
-            None, None, None, None, c.shared.get("query_seqlens"),
+            None, None, *_norm_weights(c, norms), c.shared.get("query_seqlens"),
         ],
         path=c.path,
         outputs=[c.writer.fresh(c.path, "attention"), *present],
@@ -95,6 +100,7 @@ def _grouped(c: Converter, node: Node, k: Value, v: Value, layer: str) -> None:
         softcap=None if softcap is None else float(cast("float", softcap)),
         do_rotary=int(fused is not None),
         rotary_interleaved=int(fused is not None and fused.interleaved),
+        qk_norm_epsilon=None if norms is None else epsilon(norms[0]),
     )  # fmt: skip
     out = c.emit("Cast", made[0], to=element_type(np.float32)) if c.options.half else made[0]
     if v_width == wide:
@@ -114,6 +120,19 @@ def _rotation(c: Converter, q: Value, k: Value) -> Turned | None:
     width = int(cast("int", q.type.shape[2]))
     fits = width % _ROTATED_MULTIPLE == 0 and first.tables.width % _ROTATED_MULTIPLE == 0
     return first if same and fits else None
+
+
+def _norms(c: Converter, q: Value, k: Value) -> tuple[Node, Node] | None:
+    """The norms of queries and keys that are to be done inside."""
+    first, second = c.later.get(q.name), c.later.get(k.name)
+    if first is None or second is None or {first.op, second.op} != {"optpipe.rms_norm"}:
+        return None
+    return (first, second) if epsilon(first) == epsilon(second) else None
+
+
+def _norm_weights(c: Converter, norms: tuple[Node, Node] | None) -> list[str | None]:
+    """[D] each, of queries and of keys."""
+    return [None, None] if norms is None else [c.halved(norm_weight(c, it, 1)) for it in norms]
 
 
 def _source(c: Converter, value: Value, fused: Turned | None) -> Value:

@@ -20,7 +20,7 @@ from .tokens import by_token
 def rms_norm(c: Converter, node: Node) -> None:
     """One operator; a unit offset goes into the weight."""
     (x,), bind = by_token(c, node, node.args[0])
-    made = c.emit("RMSNormalization", x, _scale(c, node, 1), axis=-1, epsilon=_eps(node))
+    made = c.emit("RMSNormalization", x, norm_weight(c, node, 1), axis=-1, epsilon=epsilon(node))
     bind(node.results[0], made)
 
 
@@ -28,26 +28,27 @@ def rms_norm(c: Converter, node: Node) -> None:
 def add_rms_norm(c: Converter, node: Node) -> None:
     """Sum and norm in one operator where there is one."""
     (x, residual), bind = by_token(c, node, *node.args[:2])
-    scale = _scale(c, node, 2)
+    scale = norm_weight(c, node, 2)
     if c.options.microsoft:
         op = "SkipSimplifiedLayerNormalization"
         normed, total = (c.writer.fresh(c.path, it) for it in ("normed", "sum"))
         c.writer.node(
             op, [x, residual, scale], path=c.path, outputs=[normed, "", "", total], domain=MICROSOFT,
-            epsilon=_eps(node),
+            epsilon=epsilon(node),
         )  # fmt: skip
     else:
         total = c.emit("Add", x, residual)
-        normed = c.emit("RMSNormalization", total, scale, axis=-1, epsilon=_eps(node))
+        normed = c.emit("RMSNormalization", total, scale, axis=-1, epsilon=epsilon(node))
     bind(node.results[0], normed)
     bind(node.results[1], total)
 
 
-def _eps(node: Node) -> float:
+def epsilon(node: Node) -> float:
+    """What a norm adds to the mean of squares."""
     return float(cast("float", node.kwargs["eps"]))
 
 
-def _scale(c: Converter, node: Node, place: int) -> str:
+def norm_weight(c: Converter, node: Node, place: int) -> str:
     """The weight of a root-mean-square norm with its offset in it."""
     weight = argument(node, place, "weight")
     width = cast("int", tensor_type(node.args[0], c.program).shape[-1])
@@ -68,14 +69,14 @@ def layer_norm(c: Converter, node: Node) -> None:
     width = cast("int", tensor_type(node.args[0], c.program).shape[-1])
     if weight is not None and len(tensor_type(weight, c.program).shape) > 1:
         ones = c.constant(np.ones(width), "f32")
-        made = c.emit("LayerNormalization", c.name(node.args[0]), ones, axis=-1, epsilon=_eps(node))
+        made = c.emit("LayerNormalization", c.name(node.args[0]), ones, axis=-1, epsilon=epsilon(node))
         made = c.emit("Mul", made, c.name(weight))
         c.bind(node.results[0], made if bias is None else c.emit("Add", made, c.name(bias)))
         return
     scale = c.constant(np.ones(width), "f32") if weight is None else c.name(weight)
     offset = None if bias is None else c.name(bias)
     (x,), bind = by_token(c, node, node.args[0])
-    made = c.emit("LayerNormalization", x, scale, offset, axis=-1, epsilon=_eps(node))
+    made = c.emit("LayerNormalization", x, scale, offset, axis=-1, epsilon=epsilon(node))
     bind(node.results[0], made)
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from optpipe.program.program import Arg, Node, Value
+from optpipe.program.program import Arg, Node, Value, WeightRef
 
 from ..converter import Converter, argument
 from .quantized import Grid, product, stored_grid
@@ -27,20 +27,39 @@ def waits(c: Converter, node: Node) -> bool:
     """Whether a node is a projection, or its reshape into heads, that only attention or a gate takes."""
     if not c.options.microsoft:
         return False
+    if norm_of_heads(c, node):
+        return True
     if node.op == "aten.reshape":
         source = node.args[0]
         waiting = isinstance(source, Value) and source.name in c.later
-        return waiting and all(it.op in _TAKES_HEADS for it in c.users(node.results[0]))
+        return waiting and _for_attention(c, node)
     if node.op not in _LINEAR:
         return False
     users = c.users(node.results[0])
     if len(users) == 1 and users[0].op == _GATE:
         return all(_flat(it) for it in (node.args[0], node.results[0]))
+    return len(users) == 1 and users[0].op == "aten.reshape" and _for_attention(c, users[0])
+
+
+def _for_attention(c: Converter, node: Node) -> bool:
+    """Whether only attention takes what a node makes, after a norm that it does itself."""
+    users = c.users(node.results[0])
+    return bool(users) and all(it.op in _TAKES_HEADS or norm_of_heads(c, it) for it in users)
+
+
+def norm_of_heads(c: Converter, node: Node) -> bool:
+    """Whether a node is a norm of queries or keys, [T, H, D] over D, that attention does itself."""
+    if not c.options.norms or node.op != "optpipe.rms_norm":
+        return False
+    weight, x = argument(node, 1, "weight"), node.args[0]
+    users = c.users(node.results[0])
     return (
-        len(users) == 1
-        and users[0].op == "aten.reshape"
-        and bool(c.users(users[0].results[0]))
-        and all(it.op in _TAKES_HEADS for it in c.users(users[0].results[0]))
+        isinstance(weight, WeightRef)
+        and len(c.program.weights[weight.name].type.shape) == 1
+        and isinstance(x, Value)
+        and len(x.type.shape) == 3
+        and bool(users)
+        and all(it.op in _TAKES_HEADS for it in users)
     )
 
 
@@ -51,7 +70,7 @@ def packed(c: Converter, values: tuple[Value, ...]) -> str | None:
         values: [T, heads, width] each, none of them in the model yet.
     """
     reshapes = [c.later.get(it.name) for it in values]
-    if any(it is None for it in reshapes):
+    if any(it is None or it.op != "aten.reshape" for it in reshapes):
         return None
     sources = [cast("Value", it.args[0]) for it in reshapes if it is not None]
     return _one_product(c, [c.later[it.name] for it in sources], "qkv_proj")
