@@ -82,6 +82,7 @@ class TapeExecutor:
     """
 
     batch_invariant = True
+    sequence_blocks: int | None = None  # any number
 
     def __init__(
         self,
