@@ -41,6 +41,8 @@ def _provided(plugins: Plugins) -> dict[str, dict[str, list[str]]]:
         "model sources": plugins.model_sources(),
         "kernels": plugins.kernels().values(),
         "targets": plugins.targets().values(),
+        "export formats": plugins.exporters().values(),
+        "ONNX mappings": plugins.onnx_mappings().values(),
     }
     found: dict[str, dict[str, list[str]]] = {it.key: {} for it in plugins.loaded}
     for kind, things in kinds.items():

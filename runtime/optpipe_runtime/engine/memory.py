@@ -120,7 +120,9 @@ def plan_memory(
     blocks = _blocks(config, max(room, 0), size if draft is None else size * (1 + _DRAFT_CACHE))
     longest = min((it for it in (context, config.max_context) if it is not None), default=_LONGEST)
     if config.num_blocks is None:
-        blocks = min(blocks, config.max_num_seqs * (-(-longest // spec.block_size) + 1))
+        each = -(-longest // spec.block_size) + 1
+        each = each if spec.sequence_blocks is None else min(each, spec.sequence_blocks)
+        blocks = min(blocks, config.max_num_seqs * each)
     beside = _draft_memory(draft, aside, blocks * size)
     plan = MemoryPlan(there, needs.weights, needs.workspace, size, blocks, spec.block_size, kv_dtype, beside)
     if blocks < 1 or plan.cache + (0 if beside is None else beside.cache) > room:

@@ -83,3 +83,10 @@ def test_all_are_preempted_in_some_step(loaded, monkeypatch, step):
     found, stats = served(executor, num_blocks=4, max_num_batched_tokens=32)
     assert found == expected
     assert reached == [step] and stats.preemptions > 0
+
+
+def test_there_are_as_many_slots_as_sequences(loaded):
+    """More could not be used: a sequence has one."""
+    executor, _ = loaded
+    with Engine.over(executor, config=EngineConfig(max_num_seqs=5)) as engine:
+        assert engine.memory.num_blocks == 5
