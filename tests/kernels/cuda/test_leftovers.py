@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,9 +10,12 @@ from optpipe.errors import ArtifactError
 from optpipe.program.program import Value
 from optpipe.program.types import TensorType
 from optpipe_kernels.cuda import leftovers
+from optpipe_kernels.cuda.calls import Calls
 from optpipe_kernels.cuda.fusion import lower
 from optpipe_kernels.cuda.leftovers import Compiler, Segment, function_of, segments
 from optpipe_kernels.cuda.steps import Step
+from optpipe_kernels.cuda.target import CudaTarget
+from optpipe_kernels.cuda.weights import load_weights, recipes_of
 
 CPU = torch.device("cpu")
 
@@ -110,3 +114,25 @@ def test_a_segment_of_a_program_runs_as_its_steps_do(tiny):
             values[step.results[0].name] = function_of(step, CPU)(*args, **step.kwargs)
         for found, wanted in zip(made(*given), segment.results, strict=True):
             torch.testing.assert_close(found, values[wanted.name], rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, as Inductor is imported
+@pytest.mark.parametrize("name", ["gpt2"])
+def test_a_model_gives_the_same_with_its_leftovers_compiled_by_inductor(tiny, monkeypatch, name):
+    """Tiny models repeat little: here every run is worth it. Lengths change without another compilation."""
+    monkeypatch.setattr(leftovers, "WORTH", 1)
+    artifact = tiny(name)
+    executor = CudaTarget().load_artifact(artifact, device="cpu", kernels="bodies")
+    tokens = np.random.default_rng(0).integers(0, 250, 40)
+    lengths = (1, 7, 40)
+    expected = [executor.logits(tokens[:length]) for length in lengths]
+    weights = load_weights(recipes_of(executor.lowered), artifact.weights, CPU, executor.operations)
+    executor.calls = Calls(executor.lowered, weights, executor.operations, CPU, Compiler(CPU))
+    compiled = [call.kernel for call in executor.calls.calls if call.kernel.endswith("compiled")]
+    assert compiled
+    torch._dynamo.reset()
+    for length, wanted in zip(lengths, expected, strict=True):
+        np.testing.assert_allclose(executor.logits(tokens[:length]), wanted, atol=2e-5, rtol=0)
+    counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < counted <= 2 * len(compiled)  # one for a single token, one for any other number
