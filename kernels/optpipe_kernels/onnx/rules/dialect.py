@@ -84,10 +84,9 @@ def layer_norm(c: Converter, node: Node) -> None:
 def gated_act(c: Converter, node: Node) -> None:
     """act(gate) · up."""
     kind = cast("str", node.kwargs["kind"])
-    both, bind = gate_and_up(c, *node.args[:2]), c.bind_rows
-    if both is None:
-        both, bind = by_token(c, node, *node.args[:2])
-    bind(node.results[0], c.emit("Mul", activation(c, kind, both[0]), both[1]))
+    both = gate_and_up(c, *node.args[:2])
+    gate_up, bind = by_token(c, node, *node.args[:2]) if both is None else (both, c.bind_rows)
+    bind(node.results[0], c.emit("Mul", activation(c, kind, gate_up[0]), gate_up[1]))
 
 
 @maps("optpipe.gather_rows")
