@@ -60,7 +60,7 @@ class Stored:
         """Consecutive rows, ``step`` at a time."""
         for begin in range(0, self.rows, step):
             block = np.empty((min(step, self.rows - begin), self._width), np.float32)
-            read = os.preadv(self._file.fileno(), [block], begin * self._width * block.itemsize)
+            read = os.preadv(self._file.fileno(), [block.data], begin * self._width * block.itemsize)
             assert read == block.nbytes, f"{read = } must be {block.nbytes = }"
             yield torch.from_numpy(block)
 
