@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 
+from optpipe.targets.protocol import PENALIZED
 from optpipe_kernels.triton.draws import Draw, settings
 from optpipe_kernels.triton.greedy_head import greedy_head
+from optpipe_kernels.triton.logit_edits import Edits, edited
 from optpipe_kernels.triton.logprobs import logprobs
 from optpipe_kernels.triton.packing import QuantWeight, repack
 from optpipe_kernels.triton.sampling import sample
@@ -17,6 +19,7 @@ from optpipe_kernels.triton.sampling import sample
 from .cases import Case, Place, copies, over
 
 VOCABULARY, WIDTH = 128256, 4096
+PENALTIES = 1000  # tokens a row
 DRAWS = {
     "temperature": Draw(0.8),
     "top-k 50, top-p 0.9": Draw(0.8, 50, 0.9),
@@ -87,6 +90,12 @@ def _draws(place: Place, rows: int) -> Iterator[Case]:
             {"torch softmax, sort, cumsum": over(_sorted, logits)},
             bytes=4.0 * rows * size,
         )
+    yield Case(
+        f"1,000 penalties a row and a mask, {rows} rows",
+        over(functools.partial(edited, rules=_rules(place, rows, size)), logits),
+        {"torch gather, where, scatter, masked_fill": over(_edited(place, rows, size), logits)},
+        bytes=(8.0 + 1 / 8) * rows * size,
+    )
     tokens = torch.zeros(rows, dtype=torch.int64, device=place.device)
     yield Case(
         f"logprobs, 20 likeliest, {rows} rows",
@@ -94,6 +103,37 @@ def _draws(place: Place, rows: int) -> Iterator[Case]:
         {"torch log_softmax, topk": over(lambda it: it.log_softmax(-1).topk(20), logits)},
         bytes=4.0 * rows * size,
     )
+
+
+def _rules(place: Place, rows: int, size: int) -> Edits:
+    """Penalties of as many different tokens a row, and a mask that lets half of the vocabulary through."""
+    each = min(PENALTIES, size)
+    tokens = torch.stack([torch.randperm(size, device=place.device)[:each] for _ in range(rows)])
+    count = rows * each
+    words = torch.randint(-(1 << 31), (1 << 31) - 1, (rows, -(-size // 32)), device=place.device)
+    return Edits(
+        starts=torch.arange(rows + 1, dtype=torch.int32, device=place.device) * each,
+        tokens=tokens.flatten().int(),
+        biases=torch.zeros(count, device=place.device),
+        counts=torch.ones(count, device=place.device),
+        flags=torch.full((count,), PENALIZED, dtype=torch.int32, device=place.device),
+        penalties=torch.tensor([[1.1, 0.5, 0.5]], device=place.device).repeat(rows, 1),
+        masked=torch.arange(rows, dtype=torch.int32, device=place.device),
+        masks=words.int(),
+    )
+
+
+def _edited(place: Place, rows: int, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same by torch, with the mask as booleans that need no unpacking."""
+    rules = _rules(place, rows, size)
+    at, mask = rules.tokens.view(rows, -1).long(), torch.rand(rows, size, device=place.device) < 0.5
+
+    def run(logits: torch.Tensor) -> torch.Tensor:
+        values = logits.gather(1, at)
+        lowered = torch.where(values > 0, values / 1.1, values * 1.1) - 1.0
+        return logits.scatter(1, at, lowered).masked_fill(mask, -torch.inf)
+
+    return run
 
 
 def _sorted(logits: torch.Tensor) -> torch.Tensor:

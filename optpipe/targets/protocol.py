@@ -61,6 +61,39 @@ NOT_NUMBERS, NONE_LEFT = -2, -1
 """Given in the place of a drawn token: its logits hold NaN or +inf, or nothing but -inf. 0 is fed then."""
 
 
+PENALIZED, BANNED = 1, 2
+"""Bits of ``Edits.flags``."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What the rules of requests do to logit rows before tokens are drawn from them; E entries, N masks.
+
+        v = logit + bias
+        penalized:  v = v / repetition if v > 0 else v · repetition
+                    v = v − frequency · count − presence · [count > 0]
+        banned, or a 0 in the row's mask:  v = -inf
+
+    Attributes:
+        starts: [R + 1] int32; row r owns entries starts[r] to starts[r + 1], each of another token.
+        tokens: [E] int32.
+        biases, counts: [E] float32; the count is how often the token is in the output.
+        flags: [E] int32, PENALIZED and BANNED.
+        penalties: [R, 3] float32: repetition, presence, frequency.
+        masked: [R] int32, the mask of each row; -1 for none.
+        masks: [N, at least V / 32] int32: token t may come if bit t % 32 of word t // 32 is 1.
+    """
+
+    starts: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    biases: NDArray[np.float32]
+    counts: NDArray[np.float32]
+    flags: NDArray[np.int32]
+    penalties: NDArray[np.float32]
+    masked: NDArray[np.int32]
+    masks: NDArray[np.int32]
+
+
 @dataclass(frozen=True)
 class Draws:
     """How an executor that ``draws_tokens`` draws a token for each logit row.
@@ -70,10 +103,34 @@ class Draws:
             min-p has it, -inf for no such limit.
         integers: [R, 3] int64: top-k, 0 for all tokens and 1 for the likeliest; the low 64 bits of the seed;
             the token's index in its output. Random numbers are a function of the last two.
+        edits: what is done to the rows first; None for nothing.
+        top: how many of each row's likeliest tokens are told, at most 32, with log-probabilities of these
+            and of the token that was drawn, all as the model gave them; None for no log-probabilities.
     """
 
     floats: NDArray[np.float64]
     integers: NDArray[np.int64]
+    edits: Edits | None = None
+    top: int | None = None
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Natural logarithms of probabilities as the model gave them, before every edit.
+
+    Attributes:
+        chosen: [R] float64, of the token that was drawn; NaN where the row's logits are not numbers.
+        likeliest: [R, n] float64, of the likeliest tokens, likeliest first; -inf past the last.
+        tokens: [R, n] int64, the ids of those, lower ids first among equals; -1 past the last.
+    """
+
+    chosen: NDArray[np.float64]
+    likeliest: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+    def rows(self, wanted: list[int]) -> Logprobs:
+        """Those of some rows."""
+        return Logprobs(self.chosen[wanted], self.likeliest[wanted], self.tokens[wanted])
 
 
 @dataclass(frozen=True)
@@ -83,10 +140,12 @@ class StepResult:
     Attributes:
         token_ids: [R] int64, the most likely token of each logit row, or the one that was drawn for it.
         logits: [R, V] float32, or None where the caller asked for tokens only.
+        logprobs: where ``Draws.top`` asked for them.
     """
 
     token_ids: NDArray[np.int64]
     logits: NDArray[np.float32] | None
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True)

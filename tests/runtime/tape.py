@@ -20,9 +20,22 @@ from typing import Any
 import numpy as np
 
 from optpipe.errors import RequestError
-from optpipe.targets.protocol import NOT_NUMBERS, CacheSpec, Draws, MemoryNeeds, StepInputs, StepResult
+from optpipe.targets.protocol import (
+    BANNED,
+    NONE_LEFT,
+    NOT_NUMBERS,
+    PENALIZED,
+    CacheSpec,
+    Draws,
+    Edits,
+    Logprobs,
+    MemoryNeeds,
+    StepInputs,
+    StepResult,
+)
 from optpipe_runtime.sampling import SamplingParams, uniform
 from optpipe_runtime.sampling.choice import choose
+from optpipe_runtime.sampling.logprobs import token_logprobs
 from optpipe_runtime.sampling.mask import Scratch
 
 EMPTY = -1
@@ -55,13 +68,44 @@ class Later:
 def _drawn(row: np.ndarray, floats: np.ndarray, integers: np.ndarray) -> int:
     """The token that the sampler itself would choose."""
     if not np.isfinite(row.max()):
-        return NOT_NUMBERS
+        return NONE_LEFT if np.isneginf(row).all() else NOT_NUMBERS
     (temperature, top_p, floor), (top_k, seed, index) = floats.tolist(), integers.tolist()
     min_p = 0.0 if floor == -np.inf else math.exp(floor / temperature)
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if params.greedy:
         return int(row.argmax())
     return choose(row, params, partial(uniform, seed, index), Scratch(len(row)))
+
+
+def edited(rows: np.ndarray, edits: Edits) -> np.ndarray:
+    """Rows [R, V] as tokens are drawn from them, by the definition of ``Edits``."""
+    found = rows.copy()
+    for r, row in enumerate(found):
+        repetition, presence, frequency = edits.penalties[r]
+        for e in range(edits.starts[r], edits.starts[r + 1]):
+            value = row[edits.tokens[e]] + edits.biases[e]
+            if edits.flags[e] & PENALIZED:
+                value = value / repetition if value > 0 else value * repetition
+                value = value - frequency * edits.counts[e] - presence * np.float32(edits.counts[e] > 0)
+            row[edits.tokens[e]] = -np.inf if edits.flags[e] & BANNED else value
+        if edits.masked[r] >= 0:
+            bits = np.unpackbits(edits.masks[edits.masked[r]].view(np.uint8), bitorder="little")
+            row[bits[: len(row)] == 0] = -np.inf
+    return found
+
+
+def told(rows: np.ndarray, tokens: np.ndarray, top: int) -> Logprobs:
+    """Log-probabilities of rows [R, V], as the sampler computes them."""
+    found = Logprobs(
+        np.full(len(rows), np.nan), np.full((len(rows), top), -np.inf), np.full((len(rows), top), -1)
+    )
+    for r, row in enumerate(rows):
+        if np.isfinite(row.max()):
+            each = token_logprobs(row, max(int(tokens[r]), 0), top, Scratch(len(row)))
+            found.chosen[r] = each.logprob
+            for n, (token, value) in enumerate(each.top):
+                found.tokens[r, n], found.likeliest[r, n] = token, value
+    return found
 
 
 class TapeExecutor:
@@ -160,12 +204,15 @@ class TapeExecutor:
         self._tape[step.slot_mapping[writes]] = step.token_ids[writes]
         rows = self._rows(step)
         given = rows.argmax(-1).astype(np.int64)
+        logprobs = None
         if draws is not None:
             self.drawn += 1
-            settings = zip(rows, draws.floats, draws.integers, strict=True)
+            values = rows if draws.edits is None else edited(rows, draws.edits)
+            settings = zip(values, draws.floats, draws.integers, strict=True)
             given = np.array([_drawn(*it) for it in settings], dtype=np.int64)
+            logprobs = None if draws.top is None else told(rows, given, draws.top)
         self._given = np.maximum(given, 0)
-        return StepResult(given, rows if logits else None)
+        return StepResult(given, rows if logits else None, logprobs)
 
     def logits(self, token_ids: Any, rows: Any = None) -> Any:
         """Logits of a whole sequence, without the cache."""

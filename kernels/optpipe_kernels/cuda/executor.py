@@ -23,6 +23,7 @@ from . import cache, drawing
 from .attention import Counts, Lists, layer_of
 from .buckets import SEQUENCES, Shape, bucket_of, nothing, padded, shape_of
 from .calls import Calls, Facts
+from .chooser import Chooser
 from .feed import fed_tokens
 from .graphs import Graphs, Recorder
 from .operations import Operations
@@ -76,6 +77,7 @@ class CudaExecutor:
         self.weight_bytes = sum(nbytes_of(weight) for weight in weights.values())
         self._graphs: Graphs[Given] | None = None if recorder is None else Graphs(recorder)
         self._staging, self._captured = Staging(device), Staging(device)
+        self._chooser = Chooser(operations, device)
         self._sampled = torch.zeros(FED_ROWS, dtype=torch.int64, device=device)
         self._told = torch.zeros(0, self.vocab_size, dtype=torch.float32, device=device)
         self._made_lists: dict[str, Lists | None] = {}
@@ -153,15 +155,33 @@ class CudaExecutor:
         spec = self.cache_spec
         check_step(step, self._blocks, spec.block_size, self.vocab_size, fed=self._fed)
         rows = len(step.logit_rows)
-        drawing.check(draws, rows, able=self.draws_tokens)
+        drawing.check(draws, rows, self.vocab_size, able=self.draws_tokens)
         bucket = None if self._graphs is None else bucket_of(step)
         with self._here():
-            if bucket is None:
-                given = self._as_it_is(step, logits, draws)
+            if draws is not None and drawing.ruled(draws):
+                given = self._chosen(self._run(step, bucket, True, None), draws, rows)
+                given = given if logits else given._replace(logits=None)
             else:
-                given = self._replayed(step, bucket, logits, draws)
+                given = self._run(step, bucket, logits, draws)
             self._fed = min(rows, FED_ROWS)
             return Pending(given, rows)
+
+    def _run(self, step: StepInputs, bucket: Shape | None, logits: bool, draws: Draws | None) -> Given:
+        if bucket is None:
+            return self._as_it_is(step, logits, draws)
+        return self._replayed(step, bucket, logits, draws)
+
+    def _chosen(self, given: Given, draws: Draws, rows: int) -> Given:
+        """The tokens of a step whose rows have rules: they feed the next step in place of the most likely."""
+        assert given.logits is not None, "rules are of logits"
+        chosen = self._chooser.choose(given.logits[:rows], draws)
+        self._feed(chosen.ids)
+        return chosen
+
+    def _feed(self, ids: torch.Tensor) -> None:
+        """Keep tokens for the next step; a row without a token feeds one all the same."""
+        kept = min(len(ids), FED_ROWS)
+        torch.clamp_min(ids[:kept], 0, out=self._sampled[:kept])
 
     @torch.inference_mode()
     def logits(self, token_ids: Ints, rows: Ints | None = None) -> NDArray[np.float32]:
@@ -271,10 +291,7 @@ class CudaExecutor:
             ids = self.operations.drawn(rows, inputs[drawing.FLOATS], inputs[drawing.INTEGERS])
         else:
             ids = found if found.dim() == 1 else self.operations.greedy(found)
-        kept = min(staged.shape.rows, FED_ROWS)
-        torch.clamp_min(
-            ids[:kept], 0, out=self._sampled[:kept]
-        )  # a row without a token feeds one all the same
+        self._feed(ids)
         if told is not None and rows is not None:
             rows = told.copy_(rows)
         return Given(ids, rows if logits else None)

@@ -194,6 +194,18 @@ class Operations(CacheOperations):
         assert sample is not None and settings is not None, "tokens are drawn where there is a kernel"
         return cast("torch.Tensor", sample(rows, settings(floats, integers)))
 
+    def edited(self, rows: torch.Tensor, edits: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Rows of logits as they are drawn from: [R, V] float32; see ``optpipe.targets.protocol.Edits``."""
+        edit, rules = self._kernel("logit_edits", "edited"), self._kernel("logit_edits", "Edits")
+        assert edit is not None and rules is not None, "rows are edited where tokens are drawn"
+        return cast("torch.Tensor", edit(rows, rules(**edits)))
+
+    def logprobs(self, rows: torch.Tensor, ids: torch.Tensor, top: int) -> tuple[torch.Tensor, ...]:
+        """See ``optpipe.targets.protocol.Logprobs``."""
+        kernel = self._kernel("logprobs", "logprobs")
+        assert kernel is not None, "log-probabilities are told where tokens are drawn"
+        return cast("tuple[torch.Tensor, ...]", kernel(rows, ids, top))
+
     def invariant(self, steps: Iterable[Step]) -> bool:
         """Whether a row's bits are the same whatever else is in a step that is made of these."""
         if not (self.batch_invariant and self.triton) or self.on_bodies & _ROW_MIXERS:

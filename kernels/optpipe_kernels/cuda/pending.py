@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from optpipe.targets.protocol import StepResult
+from optpipe.targets.protocol import Logprobs, StepResult
 
 
 class Given(NamedTuple):
@@ -15,10 +15,12 @@ class Given(NamedTuple):
     Attributes:
         ids: [R] int64, each row's most likely token, or the one that was drawn.
         logits: [R, V] float32, where they were wanted.
+        logprobs: the tensors of ``Logprobs``, where they were wanted.
     """
 
     ids: torch.Tensor
     logits: torch.Tensor | None
+    logprobs: tuple[torch.Tensor, ...] = ()
 
 
 class Pending:
@@ -27,6 +29,7 @@ class Pending:
     def __init__(self, given: Given, rows: int) -> None:
         self._ids = _to_host(given.ids[:rows])
         self._logits = None if given.logits is None else _to_host(given.logits[:rows])
+        self._logprobs = [_to_host(each[:rows]) for each in given.logprobs]
         self._done: torch.cuda.Event | None = None
         if given.ids.is_cuda:
             self._done = torch.cuda.Event()
@@ -37,7 +40,8 @@ class Pending:
         if self._done is not None:
             self._done.synchronize()
         logits = None if self._logits is None else self._logits.numpy()
-        return StepResult(self._ids.numpy(), logits)
+        told = Logprobs(*(each.numpy() for each in self._logprobs)) if self._logprobs else None
+        return StepResult(self._ids.numpy(), logits, told)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

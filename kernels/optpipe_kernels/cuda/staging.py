@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 ALIGNMENT = 16  # bytes: what kernels are compiled for
 TURNS = 3  # pinned buffers
 KEPT = 512  # layouts that are remembered: uncaptured steps have any shapes
-_TORCH = {"int64": torch.int64, "int32": torch.int32, "float64": torch.float64}
+_TORCH = {
+    "int64": torch.int64, "int32": torch.int32, "float64": torch.float64, "float32": torch.float32,
+}  # fmt: skip
 
 Arrays = Mapping[str, NDArray[Any]]
 Key = tuple[tuple[str, str, tuple[int, ...]], ...]

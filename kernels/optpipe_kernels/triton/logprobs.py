@@ -5,7 +5,7 @@
 Sums and differences are float64, as in the CPU's sampler. A row is one program's; the n likeliest come out
 of a threshold (order.py) and are ranked among themselves. Bytes moved: 4 V a pass, out of the second-level
 cache; two passes, and up to 18 more where the likeliest are asked for.
-Source: equals ``optpipe_runtime.sampling.logprobs``.
+Equals: ``optpipe_runtime.sampling.logprobs``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK, WARPS = 8192, 16
 TOP = 32  # the most likeliest tokens of a row
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["top"])
 def logprobs_kernel(
     logits_ptr, tokens_ptr, chosen_ptr, norms_ptr, values_ptr, ids_ptr, size, stride, top,
     BLOCK: tl.constexpr, TOP: tl.constexpr,
@@ -36,7 +36,7 @@ def logprobs_kernel(
         _at, x = row_block(logits, start, size, BLOCK)
         total += tl.sum(tl.exp(x - peak).to(tl.float64))
     norm = peak.to(tl.float64) + tl.log(total)
-    token = tl.load(tokens_ptr + row)
+    token = tl.maximum(tl.load(tokens_ptr + row), 0)  # a row that gave no token has one all the same
     value = tl.load(logits + token).to(tl.float64)
     tl.store(chosen_ptr + row, value - norm)
     tl.store(norms_ptr + row, norm)
@@ -45,7 +45,7 @@ def logprobs_kernel(
         gather_set(logits, size, bound, cut, values_ptr + row * TOP, ids_ptr + row * TOP, TOP, BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["top"])
 def ranked_kernel(norms_ptr, values_ptr, ids_ptr, out_ptr, out_ids_ptr, top, TOP: tl.constexpr):
     """Put the gathered tokens of a row in order: each counts those that are likelier."""
     row = tl.program_id(0).to(tl.int64)
@@ -97,7 +97,7 @@ def logprobs(
 
     Args:
         logits: [R, V].
-        tokens: [R] int64, each in [0, V).
+        tokens: [R] int64, each below V; the first is taken for a negative one.
         top: how many of the likeliest to report, at most 32.
 
     Returns:

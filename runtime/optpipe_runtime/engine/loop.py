@@ -203,7 +203,7 @@ class Loop:
 
     def _follow(self, flight: Flight) -> Flight | None:
         """Submit the step after the one under way, where that can be said before its tokens are known."""
-        if self._speculator is not None or not flight.decided or not self._runner.feeds_tokens:
+        if self._speculator is not None or not self._runner.may_follow(flight, self._choices):
             return None
         ahead = self._scheduler.plan_ahead()
         if ahead is None:

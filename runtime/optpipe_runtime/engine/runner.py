@@ -58,10 +58,16 @@ class Runner:
         self._batch = batch
         self._draws = draws_tokens(executor)
 
-    @property
-    def feeds_tokens(self) -> bool:
-        """Whether a step can be submitted before the tokens of the one before it are known."""
-        return feeds_tokens(self._executor)
+    def may_follow(self, flight: Flight, choices: Mapping[int, Choice]) -> bool:
+        """Whether the next step can be submitted before this one's tokens are known, and is better for it.
+
+        It is not where those tokens change the rules of the next ones, as penalties do: the executor draws
+        from rows by such rules when they are known, and without them the host would have to.
+        """
+        if not flight.decided or not feeds_tokens(self._executor):
+            return False
+        states = (choices[step.sequence.id].state for step in flight.plan.steps if step.samples)
+        return not self._draws or all(it.drawable(ahead=True) or not it.drawable() for it in states)
 
     def start(self, plan: StepPlan, choices: Mapping[int, Choice], *, after: Flight | None = None) -> Flight:
         """Submit a step.
@@ -113,10 +119,11 @@ class Runner:
         ]
         result = flight.handle.result()
         if flight.decided:
-            ids = _ids(result, flight.rows)
-            return self._sampler.sample_greedy(
-                ids if flight.taken is None else ids[list(flight.taken)], groups
-            )
+            ids, logprobs = _ids(result, flight.rows), result.logprobs
+            if flight.taken is not None:
+                taken = list(flight.taken)
+                ids, logprobs = ids[taken], None if logprobs is None else logprobs.rows(taken)
+            return self._sampler.sample_greedy(ids, groups, logprobs)
         logits = _logits(result, flight.rows)
         if plan.num_rows > sum(1 + len(group.drafts) for group in groups):
             return self._sample_some(plan, choices, groups, logits)

@@ -44,9 +44,14 @@ class BadWords:
         self._tail.append(token)
         del self._tail[: max(0, len(self._tail) - self._lengths[-1])]
 
-    def apply(self, row: NDArray[np.float32]) -> None:
-        """Mask, in a row of logits [V], every token that would complete a bad word."""
+    def last(self) -> list[int]:
+        """Every token that would complete a bad word."""
+        found = []
         for length in self._lengths:
             if length <= len(self._tail):
-                beginning = tuple(self._tail[len(self._tail) - length :])
-                row[self._last.get(beginning, [])] = -np.inf
+                found += self._last.get(tuple(self._tail[len(self._tail) - length :]), [])
+        return found
+
+    def apply(self, row: NDArray[np.float32]) -> None:
+        """Mask them in a row of logits [V]."""
+        row[self.last()] = -np.inf

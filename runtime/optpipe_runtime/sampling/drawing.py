@@ -11,6 +11,7 @@ from optpipe.errors import KernelError, OptpipeError, RequestError
 from optpipe.targets.protocol import NOT_NUMBERS, Draws
 
 from .params import SamplingParams
+from .rules import edits_of
 from .state import RowState
 
 _LOW = (1 << 64) - 1
@@ -25,13 +26,21 @@ def draws_of(states: Sequence[RowState], *, ahead: bool = False) -> Draws | None
     """
     if not all(state.drawable(ahead) for state in states):
         return None
+    try:
+        rules = [state.rules(ahead) for state in states]
+    except Exception:  # a grammar's: on the host it ends its own sequence, and no other
+        return None
+    tops = [state.params.logprobs for state in states if state.params.logprobs is not None]
     floats = [_floats(state.params) for state in states]
     integers = [
         (1 if state.params.greedy else state.params.top_k, _signed(state.seed), state.outputs + ahead)
         for state in states
     ]
     return Draws(
-        np.array(floats, dtype=np.float64).reshape(-1, 3), np.array(integers, dtype=np.int64).reshape(-1, 3)
+        np.array(floats, dtype=np.float64).reshape(-1, 3),
+        np.array(integers, dtype=np.int64).reshape(-1, 3),
+        edits_of(rules),
+        max(tops, default=None),
     )
 
 

@@ -33,6 +33,15 @@ class Penalties:
         neutral = params.repetition_penalty == 1.0
         return not (neutral and params.presence_penalty == 0.0 and params.frequency_penalty == 0.0)
 
+    @property
+    def factors(self) -> tuple[np.float32, np.float32, np.float32]:
+        """Repetition, presence and frequency penalty."""
+        return self._repetition, self._presence, self._frequency
+
+    def counted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The tokens that have been, and how often each is in the output."""
+        return self._ids[: len(self._place)], self._counts[: len(self._place)]
+
     def advance(self, token: int) -> None:
         """Count an output token."""
         place = self._place.setdefault(token, len(self._place))
@@ -44,8 +53,7 @@ class Penalties:
 
     def apply(self, row: NDArray[np.float32]) -> None:
         """Change a row of logits [V] in place."""
-        count = len(self._place)
-        ids, counts = self._ids[:count], self._counts[:count]
+        ids, counts = self.counted()
         values = row[ids]
         if self._repetition != 1.0:
             values = np.where(values > 0, values / self._repetition, values * self._repetition)

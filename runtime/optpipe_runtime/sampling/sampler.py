@@ -12,13 +12,14 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optpipe.errors import EngineError, OptpipeError
+from optpipe.targets.protocol import NOT_NUMBERS, Logprobs
 
 from .bad_words import TokenWords
 from .choice import choose, likeliest
@@ -112,19 +113,26 @@ class Sampler:
             bad_words=bad_words,
         )
 
-    def sample_greedy(self, token_ids: NDArray[np.int64], groups: Sequence[Group]) -> list[Sampled]:
+    def sample_greedy(
+        self, token_ids: NDArray[np.int64], groups: Sequence[Group], logprobs: Logprobs | None = None
+    ) -> list[Sampled]:
         """Take the tokens as the executor found them: the most likely, or those that it drew.
 
         Args:
             token_ids: [R], R = the groups' rows; none of the states needs logits. NOT_NUMBERS or NONE_LEFT in
                 the place of a token is the error of its group.
+            logprobs: of those tokens, where a group without drafts asks for them.
         """
         ids = token_ids.tolist()
         found = []
         row = 0
         for group in groups:
             rows = 1 + len(group.drafts)
-            found.append(_take(group, ids[row : row + rows]))
+            if group.state.params.logprobs is None:
+                found.append(_take(group, ids[row : row + rows]))
+            else:
+                assert logprobs is not None and not group.drafts, f"{logprobs = }, {group.drafts = }"
+                found.append(_told(group, ids[row], logprobs, row))
             row += rows
         assert row == len(ids), f"{row = } of the groups, {len(ids) = }"
         return found
@@ -221,6 +229,17 @@ def _take(group: Group, ids: list[int]) -> Sampled:
         if _over(group, row, token):
             break
     return Sampled(tuple(tokens), None, state.finish, state.stop_token)
+
+
+def _told(group: Group, token: int, logprobs: Logprobs, row: int) -> Sampled:
+    """Take a token with its log-probabilities; there are none where the model's logits are not numbers."""
+    logprob, top = float(logprobs.chosen[row]), group.state.params.logprobs or 0
+    taken = _take(group, [NOT_NUMBERS if np.isnan(logprob) and token >= 0 else token])
+    if taken.error is not None:
+        return replace(taken, logprobs=())
+    pairs = zip(logprobs.tokens[row, :top].tolist(), logprobs.likeliest[row, :top].tolist(), strict=True)
+    likeliest = tuple((known, value) for known, value in pairs if known >= 0)
+    return replace(taken, logprobs=(TokenLogprobs(token, logprob, likeliest),))
 
 
 def _sample(logits: NDArray[np.float32], group: Group, scratch: Scratch) -> Sampled:

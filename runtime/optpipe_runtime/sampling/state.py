@@ -15,6 +15,7 @@ from .grammar import Grammar
 from .mask import Row, Scratch, apply_bits, keep
 from .params import SamplingParams
 from .penalties import Penalties
+from .rules import Rules
 
 Finish = Literal["stop", "length", "error"]
 
@@ -33,7 +34,7 @@ class RowState:
 
     __slots__ = (
         "_allowed", "_bad_words", "_bias", "_changes", "_edited", "_ends", "_limit", "_penalties", "_plain",
-        "finish", "grammar", "outputs", "params", "seed", "stop_token",
+        "_vocab_size", "finish", "grammar", "outputs", "params", "seed", "stop_token",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class RowState:
     ) -> None:
         self.params = params
         self.seed = seed
+        self._vocab_size = vocab_size
         self.grammar = grammar
         self.outputs = 0
         self.finish: Finish | None = None
@@ -70,9 +72,35 @@ class RowState:
         return not self._plain or self.outputs < self.params.min_tokens
 
     def drawable(self, ahead: bool = False) -> bool:
-        """Whether parameters and random numbers alone decide the next token; ``ahead``: the one after."""
-        free = not self._edited and self.params.logprobs is None
-        return free and self.outputs + ahead >= self.params.min_tokens
+        """Whether ``rules`` says all that is done to the next row of logits; ``ahead``: to the one after."""
+        if self.grammar is not None:  # which may win over ``min_tokens``: that takes a look at the logits
+            return not ahead and self.outputs >= self.params.min_tokens
+        return not ahead or (self._penalties is None and self._bad_words is None)
+
+    def rules(self, ahead: bool = False) -> Rules:
+        """What is done to the next row of logits, or to the one after; see ``drawable``.
+
+        Raises:
+            RequestError: the grammar failed.
+        """
+        banned = [] if self._bad_words is None else self._bad_words.last()
+        if self.outputs + ahead < self.params.min_tokens:
+            banned += self._ends
+        there = [
+            it for it in banned if it < self._vocab_size
+        ]  # a tokenizer may have more tokens than the model
+        return Rules(self._bias, self._penalties, there, self._mask())
+
+    def _mask(self) -> NDArray[np.uint32] | None:
+        """A bit a token: whether it may come; None where all may."""
+        words = -(-self._vocab_size // 32)
+        bits = None if self.grammar is None else self.grammar.bits()[:words]
+        if self._allowed is None:
+            return bits
+        flags = np.zeros(32 * words, dtype=np.bool_)
+        flags[self._allowed] = True
+        allowed: NDArray[np.uint32] = np.packbits(flags, bitorder="little").view(np.uint32)
+        return allowed if bits is None else allowed & bits
 
     def advance(self, token: int) -> None:
         """Take an output token into account."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,8 @@ from optpipe.errors import RequestError
 from optpipe.targets.protocol import Draws
 from optpipe_kernels.cuda.target import CudaTarget
 from optpipe_runtime.engine import Engine, EngineConfig
-from optpipe_runtime.sampling import SamplingParams, uniform
+from optpipe_runtime.sampling import Group, RowState, Sampler, SamplingParams, uniform
+from optpipe_runtime.sampling import draws_of as sampler_draws
 from optpipe_runtime.sampling.choice import choose, likeliest
 from optpipe_runtime.sampling.mask import Scratch
 
@@ -97,13 +99,16 @@ def test_a_bucket_has_a_graph_for_each_way_to_take_tokens(tiny, sequences, recor
     assert drawn.tolist() == [chosen(row, it, 5) for row, it in zip(logits, PARAMS, strict=True)]
 
 
-def test_the_engine_draws_what_it_would_have_sampled(tiny):
+@pytest.mark.parametrize("rules", [False, True])
+def test_the_engine_draws_what_it_would_have_sampled(tiny, rules):
     random = np.random.default_rng(2)
     asked = [random.integers(0, 250, length).tolist() for length in (3, 9, 5)]
     params = [
         SamplingParams(temperature=it.temperature, top_k=it.top_k, top_p=it.top_p, seed=n, max_tokens=4)
         for n, it in enumerate(PARAMS)
     ]
+    if rules:
+        params[1] = replace(params[1], frequency_penalty=0.6, allowed_token_ids=tuple(range(100)))
     texts = []
     for draws in (False, True):
         executor = load(tiny("llama"), dtype="f32")
@@ -121,8 +126,102 @@ def test_the_engine_draws_what_it_would_have_sampled(tiny):
             handles = [engine.submit(it, one) for it, one in zip(asked, params, strict=True)]
             texts.append([it.result().completions[0].token_ids for it in handles])
         assert any(it for it, _ in early) == draws
-        assert any(fed and drawn for drawn, fed in early) == draws
+        if not rules:  # else only as long as the one whose rules change is not there yet
+            assert any(fed and drawn for drawn, fed in early) == draws
+        assert all(drawn for drawn, _ in early) == draws
     assert texts[0] == texts[1]
+
+
+RULES = (
+    {"repetition_penalty": 1.3, "frequency_penalty": 0.5},
+    {"logit_bias": {5: 4.0, 9: -3.0}, "logprobs": 3, "min_tokens": 40},
+    {"logprobs": 1, "allowed_token_ids": tuple(range(0, 250, 3))},
+)
+
+
+def ruled(executor, index):
+    """States with rules, ``index`` tokens in."""
+    with Sampler(executor.vocab_size) as sampler:
+        found = [
+            sampler.state(replace(it, **rules), [1, 2, 3, 3], eos=[7, 8], seed=it.seed or 0)
+            for it, rules in zip(PARAMS, RULES, strict=True)
+        ]
+    for state in found:
+        for token in range(index):
+            state.advance(3 * token)
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_rules_and_log_probabilities_are_the_samplers_captured_or_not(tiny, sequences, recorder, device):
+    plain = load(tiny("llama"), device=device, cuda_graphs=False)
+    captured = load(tiny("llama"), device=device, recorder=recorder if device == "cpu" else None)
+    for executor in (plain, captured):
+        steps = sequences(executor, [TOKENS[:20], TOKENS[20:40], TOKENS[40:60]])
+        steps.run([(b, 0, 12) for b in range(3)])
+        for index in (0, 4):
+            step = steps.step([(b, 12, 13) for b in range(3)])
+            draws = sampler_draws(ruled(executor, index))
+            assert draws.edits is not None and draws.top == 3
+            given = executor.submit(step, logits=False, draws=draws).result()
+            told = executor.submit(step).result()
+            drawn_and_told = executor.submit(step, draws=draws).result()
+            np.testing.assert_array_equal(drawn_and_told.logits, told.logits)
+            np.testing.assert_array_equal(drawn_and_told.token_ids, given.token_ids)
+            assert given.logits is None and told.logprobs is None
+            with Sampler(executor.vocab_size) as sampler:
+                by_host = sampler.sample(told.logits, [Group(it) for it in ruled(executor, index)])
+                groups = [Group(it) for it in ruled(executor, index)]
+                here = sampler.sample_greedy(given.token_ids, groups, given.logprobs)
+            assert [it.tokens for it in here] == [it.tokens for it in by_host]
+            assert [bool(it.logprobs) for it in here] == [False, True, True]
+            for mine, its in zip(here[1:], by_host[1:], strict=True):
+                (mine,), (its,) = mine.logprobs, its.logprobs
+                assert mine.logprob == pytest.approx(its.logprob, abs=2e-6)
+                assert [it for it, _ in mine.top] == [it for it, _ in its.top]
+                assert [it for _, it in mine.top] == pytest.approx([it for _, it in its.top], abs=2e-6)
+    assert (plain.graphs, captured.graphs) == (0, 1)  # the graph is that of any step whose logits are wanted
+
+
+def test_a_token_drawn_by_rules_feeds_the_next_step(tiny, sequences, recorder):
+    for given in (None, recorder):
+        executor = load(tiny("llama"), recorder=given)
+        steps = sequences(executor, [TOKENS[:20]], length=21)
+        steps.run([(0, 0, 18)])
+        one, two = steps.step([(0, 18, 19)]), steps.step([(0, 19, 20)], feed={0: 0})
+        state = RowState(
+            SamplingParams(temperature=0, logit_bias={int(TOKENS[19]): 100.0}),
+            [1], vocab_size=executor.vocab_size, eos=(), seed=0,
+        )  # fmt: skip
+        drawn = executor.submit(one, logits=False, draws=sampler_draws([state]))
+        fed = executor.submit(two).result().logits
+        assert drawn.result().token_ids.tolist() == [TOKENS[19]]
+        np.testing.assert_array_equal(fed, steps.run([(0, 19, 20)]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tokens": np.array([5, 9999], np.int32)}, "outside the vocabulary"),
+        ({"tokens": np.array([-1, 5], np.int32)}, "outside the vocabulary"),
+        ({"starts": np.array([0, 1], np.int32)}, "do not divide their 2 tokens"),
+        ({"counts": np.zeros(3, np.float32)}, r"have counts \(3,\)"),
+        ({"masked": np.array([0], np.int32)}, "take mask 0 of 0"),
+        ({"masks": np.zeros((1, 2), np.int32)}, "bits for 64 of"),
+    ],
+    ids=str,
+)
+def test_edits_that_would_touch_what_is_not_theirs_are_refused(tiny, sequences, wrong, message):
+    executor = load(tiny("llama"))
+    step = sequences(executor, [TOKENS[:5]]).step([(0, 0, 5)], rows=[4])
+    state = RowState(
+        SamplingParams(logit_bias={5: 1.0, 9: 1.0}), [1], vocab_size=executor.vocab_size, eos=(), seed=0
+    )
+    draws = sampler_draws([state])
+    with pytest.raises(RequestError, match=message):
+        executor.submit(step, draws=replace(draws, edits=replace(draws.edits, **wrong)))
+    with pytest.raises(RequestError, match="0 to 32 can be told"):
+        executor.submit(step, draws=replace(draws, top=33))
 
 
 def test_draws_that_do_not_fit_are_refused(tiny, sequences):

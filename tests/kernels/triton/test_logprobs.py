@@ -35,6 +35,6 @@ def test_a_row_that_is_not_numbers_gives_nan(device):
     rows = torch.zeros(2, 10, device=device)
     rows[0, 3] = torch.nan
     rows[1] = -torch.inf
-    found, _, ids = logprobs(rows, torch.tensor([0, 0], device=device), 2)
+    found, _, ids = logprobs(rows, torch.tensor([-2, -1], device=device), 2)  # as no token is drawn from them
     assert found.isnan().all()
     assert (ids == -1).all()

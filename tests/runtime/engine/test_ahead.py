@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from optpipe.errors import KernelError
-from optpipe_runtime.sampling import SamplingParams
+from optpipe_runtime.sampling import RowState, SamplingParams, draws_of
 
 from ..tape import ScriptExecutor, TapeExecutor
 
@@ -232,27 +232,61 @@ def test_a_drawn_sequence_is_ahead_as_a_greedy_one_is(make_engine):
 
 
 @pytest.mark.parametrize(
-    "more", [{"logprobs": 2}, {"frequency_penalty": 0.5}, {"logit_bias": {3: 1.0}}], ids=str
+    ("more", "ahead"),
+    [
+        ({"logprobs": 2}, 11),
+        ({"logit_bias": {3: 5.0, 9: -2.0}}, 11),
+        ({"allowed_token_ids": tuple(range(0, 64, 3))}, 11),
+        ({"min_tokens": 6, "stop_token_ids": (1, 2, 3, 4, 5)}, None),
+        ({"frequency_penalty": 0.5, "repetition_penalty": 1.2}, 0),  # of the token that is under way
+        ({"temperature": 0, "presence_penalty": 2.0, "logprobs": 3}, 0),
+    ],
+    ids=str,
 )
-def test_what_needs_the_logits_is_sampled_on_the_host(make_engine, more):
-    params = SamplingParams(temperature=0.8, seed=1, max_tokens=12, **more)
+def test_the_rules_of_requests_are_the_executors_too(make_engine, more, ahead):
+    params = SamplingParams(**{"temperature": 0.8, "seed": 1, "max_tokens": 12, **more})
     texts, executors = [], (TapeExecutor(), tape(draws_tokens=True))
     for executor in executors:
-        asked = [[1, 2, 3], [4, 5]]
+        (output,) = make_engine(executor).generate([[1, 2, 3]], params)
+        texts.append(output.completions[0])
+    assert texts[0].token_ids == texts[1].token_ids
+    assert texts[0].logprobs == texts[1].logprobs
+    assert (texts[1].logprobs is not None) == ("logprobs" in more)
+    count = len(texts[1].token_ids)
+    assert executors[1].drawn == len(executors[1].steps) >= count
+    if ahead is not None:
+        assert (executors[1].early, count) == (ahead, 12)
+
+
+def test_rows_with_rules_and_without_are_in_one_step(make_engine):
+    params = [
+        SamplingParams(temperature=0.8, seed=1, max_tokens=12),
+        SamplingParams(temperature=1.1, seed=2, max_tokens=12, frequency_penalty=0.7, logprobs=1),
+        SamplingParams(temperature=0, max_tokens=9, logit_bias={7: 3.0}, min_tokens=3),
+        SamplingParams(temperature=0, max_tokens=12),
+    ]
+    texts, executors = [], (TapeExecutor(), tape(draws_tokens=True))
+    for executor in executors:
         engine = make_engine(executor)
-        handles = [engine.submit(it, params) for it in asked]
-        texts.append([it.result().completions[0].token_ids for it in handles])
+        handles = [engine.submit([1, 2, 3 + n], one) for n, one in enumerate(params)]
+        texts.append([(it.token_ids, it.logprobs) for h in handles for it in h.result().completions])
     assert texts[0] == texts[1]
-    assert executors[1].drawn == 0
+    assert executors[1].drawn > 10
 
 
-def test_the_end_may_be_banned_for_a_while_and_drawn_afterwards(make_engine):
-    params = SamplingParams(temperature=0.8, seed=1, max_tokens=12, min_tokens=4)
-    executor = tape(draws_tokens=True)
-    (output,) = make_engine(executor).generate([[1, 2, 3]], params)
-    (plain,) = make_engine(TapeExecutor()).generate([[1, 2, 3]], params)
-    assert output.completions[0].token_ids == plain.completions[0].token_ids
-    assert executor.drawn == 12 - 4
+def test_bad_words_are_kept_out_wherever_the_tokens_are_drawn(make_engine):
+    states = [bad_worded(outputs) for outputs in ((), (5,), (5, 6))]
+    edits = [draws_of([it]).edits for it in states]
+    assert [() if it is None else tuple(it.tokens) for it in edits] == [(9,), (6, 9), (7, 9)]
+    assert draws_of(states[:1], ahead=True) is None
+
+
+def bad_worded(outputs):
+    words = ((9,), (5, 6), (5, 6, 7), (5, 99))  # 99 is past the logits
+    state = RowState(SamplingParams(), [1], vocab_size=64, eos=(), seed=0, bad_words=words)
+    for token in outputs:
+        state.advance(token)
+    return state
 
 
 def test_rows_that_are_not_numbers_fail_their_own_request(make_engine):
