@@ -76,7 +76,7 @@ class Calls:
         self._sizes: dict[str, int] = {}  # text of a symbolic size → its register
         self._output = lowered.output.name
         found = leftovers.segments(lowered.steps, self._output) if compiler is not None else {}
-        self._head = lowered.steps[-1] if _is_head(lowered) else None
+        self._head, self._plain_head = _head_of(lowered), lowered.steps[-1].kernel != "finish_logits"
         self.calls = self._freed(list(self._bound(lowered.steps, found, compiler)))
         self._greedy = self._greedy_call()
         self._weights = {}  # calls have theirs; what was repacked is let go
@@ -161,7 +161,7 @@ class Calls:
 
     def _greedy_call(self) -> Call | None:
         """The last call, giving tokens instead of logits; None where no kernel does that."""
-        if self._head is None:
+        if self._head is None or not self._plain_head:
             return None
         run = self._operations.greedy_head(self._constant(self._head.args[1]))
         if run is None:
@@ -231,10 +231,12 @@ class Calls:
         )
 
 
-def _is_head(lowered: Lowered) -> bool:
-    """Whether the last step is the LM head and its result the logits."""
+def _head_of(lowered: Lowered) -> Step | None:
+    """The LM head: its result is the logits, or becomes them in the last step. None where none is."""
     last = lowered.steps[-1]
-    return last.kernel in ("linear", "quant_linear") and last.results == (lowered.output,)
+    if last.kernel == "finish_logits":
+        return lowered.steps[-2] if last.results == (lowered.output,) else None
+    return last if last.kernel in ("linear", "quant_linear") and last.results == (lowered.output,) else None
 
 
 def _gives_list(step: Step) -> bool:

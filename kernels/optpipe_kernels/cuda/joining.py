@@ -1,4 +1,7 @@
-"""Steps behind each other that one kernel does: a product and its activation, rope and the cache's write."""
+"""Steps behind each other that one kernel does.
+
+A product and its activation; rope and the cache's write; what a model does to the logits of its head.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import replace
 from optpipe.program.program import Value
 
 from .steps import Step
+
+_SCALES = {"aten.mul.Tensor": 1, "aten.div.Tensor": -1}  # operation → the power of its number
 
 
 def gate_up(steps: list[Step]) -> list[Step]:
@@ -84,3 +89,36 @@ def _rope_kv_write(query: Step | None, turn: Step, write: Step) -> Step:
         query.results if query else (),
         path=write.path,
     )
+
+
+def finish_logits(steps: list[Step], output: Value) -> list[Step]:
+    """Put factors and a soft cap behind the LM head into one step, which takes the head's float32."""
+    at, wanted, tail = len(steps), output, list[Step]()
+    while at and steps[at - 1].results == (wanted,) and _finishes(steps[at - 1]):
+        at -= 1
+        tail.insert(0, steps[at])
+        (wanted,) = (it for it in steps[at].args if isinstance(it, Value))
+    heads = ("linear", "quant_linear")
+    if not tail or not at or steps[at - 1].results != (wanted,) or steps[at - 1].kernel not in heads:
+        return steps
+    factors = [1.0]  # before each tanh, and behind the last
+    for step in tail:
+        if step.kernel == "aten.tanh":
+            factors.append(1.0)
+        else:
+            factors[-1] *= float(step.args[1]) ** _SCALES[step.kernel]  # type: ignore[arg-type]
+    if len(factors) > 2:
+        return steps
+    cap = factors[1] if len(factors) == 2 else None
+    how = {"factor": factors[0] * (1.0 if cap is None else cap), "cap": cap}
+    return [*steps[:at], Step("finish_logits", (wanted,), how, (output,), path=tail[-1].path)]
+
+
+def _finishes(step: Step) -> bool:
+    """Whether it is a product or quotient with a number, or a tanh."""
+    if step.kwargs:
+        return False
+    if step.kernel == "aten.tanh":
+        return True
+    numbers = [it for it in step.args[1:] if isinstance(it, int | float) and it]
+    return step.kernel in _SCALES and isinstance(step.args[0], Value) and len(numbers) == 1

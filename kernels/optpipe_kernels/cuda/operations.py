@@ -39,6 +39,11 @@ def _wide_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return out if bias is None else out + bias
 
 
+def _finished(x: torch.Tensor, *, factor: float, cap: float | None) -> torch.Tensor:
+    scaled = x.float() * factor
+    return scaled if cap is None else cap * torch.tanh(scaled / cap)
+
+
 def _quant_logits(
     launches: Callable[..., Any], invariant: bool, x: torch.Tensor, weight: Any, bias: torch.Tensor | None
 ) -> torch.Tensor:
@@ -174,6 +179,10 @@ class Operations(CacheOperations):
             return None
         kernel = run
         return self._cast(lambda x, ids, scale: kernel(x, ids, scale, first, second, **gating), (0,))
+
+    def finish_logits(self) -> Callable[..., torch.Tensor]:
+        """``(x [R, V] of the head; factor, cap) → logits [R, V]`` in float32."""
+        return self._kernel("finish_logits", "finish_logits") or _finished
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Logits as they are told: [R, V] float32."""

@@ -49,6 +49,16 @@ def test_every_architecture_on_kernels_equals_the_reference(tiny, name):
     assert not executor.batch_invariant
 
 
+@pytest.mark.parametrize("name", ["gemma2", "cohere"])
+def test_logits_that_a_model_scales_or_caps_are_not_rounded_on_the_way(tiny, sequences, recorder, name):
+    executor = load(tiny(name), dtype="f16", batch_invariant=True, recorder=recorder)
+    steps = sequences(executor, [TOKENS[:20]])
+    steps.run([(0, 0, 18)])
+    told, likeliest = steps.run([(0, 18, 19)]), steps.run([(0, 18, 19)], logits=False)
+    assert likeliest.tolist() == told.argmax(-1).tolist()
+    assert (told.astype(np.float16) == told).mean() < 0.1
+
+
 def test_a_row_does_not_depend_on_the_step(tiny, sequences):
     """To float32's rounding: the interpreter's products are numpy's. test_graphs.py has the bits of GPUs."""
     executor = check(tiny("llama"))
@@ -83,6 +93,7 @@ def test_quantized_weights_on_kernels_are_as_near_as_16_bits_come(tiny, bits):
 
 def test_what_has_no_kernel_in_a_dtype_is_said(tiny, caplog):
     artifact = tiny("llama-tied", "quant{bits=4 group=32 zero=float head=8},paged")
+    caplog.clear()  # tracing, where it is made only now, has much to say
     executor = load(artifact, dtype="f32")  # the quantized kernels compute in 16 bits
     assert executor.operations.on_bodies == {"quant_linear"} and not executor.batch_invariant
     assert [it.getMessage() for it in caplog.records] == [

@@ -183,3 +183,60 @@ def test_rows_are_gathered_where_the_graph_gives_all():
 def test_refuses_what_is_not_paged():
     with pytest.raises(ArtifactError, match="paged"):
         lower(parse_program("optpipe.program 1\ninput %input_ids: i64[T]\nreturn %input_ids\n"))
+
+
+HEADED = """%20: f32[T, 16] = aten.reshape(%13, [T, 16])
+%21: f32[R, 16] = optpipe.gather_rows(%20, %logit_rows)
+%22: f32[R, 16] = aten.linear(%21, @q)
+{tail}return %{last}
+""".replace("@q", "@square")
+
+
+def tail_of(*operations):
+    """What is done to the logits, each operation to the result of the one before."""
+    lines = [f"%{23 + n}: f32[R, 16] = aten.{it.format(x=f'%{22 + n}')}\n" for n, it in enumerate(operations)]
+    end = HEADED.format(tail="".join(lines), last=22 + len(operations))
+    head = HEAD + "weight @square: f32[16, 16] stored bf16\n"
+    return lower(parse_program(head + QKV + HEADS + PLAIN_ATTENTION + end)).steps
+
+
+@pytest.mark.parametrize(
+    ("operations", "expected"),
+    [
+        (["div.Tensor({x}, 8.0)"], {"factor": 0.125, "cap": None}),
+        (["mul.Tensor({x}, 0.25)"], {"factor": 0.25, "cap": None}),
+        (
+            ["div.Tensor({x}, 32.0)", "tanh({x})", "mul.Tensor({x}, 32.0)"],
+            {"factor": 1.0, "cap": 32.0},
+        ),
+        (
+            ["mul.Tensor({x}, 2.0)", "div.Tensor({x}, 16.0)", "tanh({x})", "mul.Tensor({x}, 16.0)"],
+            {"factor": 2.0, "cap": 16.0},
+        ),
+    ],
+    ids=str,
+)
+def test_what_follows_the_head_is_one_step(operations, expected):
+    *_, head, last = tail_of(*operations)
+    assert (head.kernel, last.kernel) == ("linear", "finish_logits")
+    assert last.args == head.results
+    assert dict(last.kwargs) == expected
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        ["tanh({x})", "tanh({x})"],
+        ["div.Tensor({x}, 8.0)", "add.Tensor({x}, 1.0)"],
+        ["mul.Tensor({x}, 0.0)"],
+        ["mul.Tensor({x}, %21)"],
+    ],
+    ids=str,
+)
+def test_anything_else_behind_the_head_is_left_as_it_is(operations):
+    assert "finish_logits" not in [step.kernel for step in tail_of(*operations)]
+
+
+def test_factors_behind_something_else_than_a_head_are_left_as_they_are():
+    end = END.replace("return %21", "%22: f32[R, 16] = aten.mul.Tensor(%21, 0.5)\nreturn %22")
+    assert kernels(QKV + HEADS + PLAIN_ATTENTION + end)[-1] == "aten.mul.Tensor"
