@@ -6,6 +6,7 @@ q, k, v of one x; gate and up of one  → one product with the weights one below
 rope(q), rope(k), kv_write            → rope_kv_write
 gated_act of quantized gate and up    → quant_gate_up
 a norm before rows of 8 bits          → one that writes the codes
+a router's softmax, top-k and division → choose_experts
 factors and a soft cap behind the head → finish_logits
 everything else                       → as it is; ATen operations are left to torch
 """
@@ -25,6 +26,7 @@ from ..cpu.lowering.siblings import find_siblings
 from .joining import finish_logits, gate_up, turn_and_write
 from .recipes import Dense, EightBits, Grid, Joined, Plain, Quantized, Rows
 from .rounding import round_in_norms
+from .routers import choose_experts
 from .steps import Lowered, Operand, Step
 
 _SCORES = "optpipe.paged_attention"  # its weights, sinks and slopes, are added to scores: float32
@@ -39,7 +41,7 @@ def lower(program: Program) -> Lowered:
     spec = cache_spec(program)
     program = _with_biases(program)
     wide = _from_positions(program)
-    steps = list(_steps(program, wide))
+    steps = choose_experts(list(_steps(program, wide)))
     output = program.outputs[0]
     steps = finish_logits(round_in_norms(gate_up(turn_and_write(steps)), output.name), output)
     names = [each.value.name for each in program.inputs]

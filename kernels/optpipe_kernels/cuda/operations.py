@@ -39,6 +39,11 @@ def _wide_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return out if bias is None else out + bias
 
 
+def _chosen(logits: torch.Tensor, slots: int, *, over_chosen: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    weights, ids = logits.float().softmax(-1).topk(slots)
+    return ids, weights / weights.sum(-1, keepdim=True) if over_chosen else weights
+
+
 def _finished(x: torch.Tensor, *, factor: float, cap: float | None) -> torch.Tensor:
     scaled = x.float() * factor
     return scaled if cap is None else cap * torch.tanh(scaled / cap)
@@ -179,6 +184,10 @@ class Operations(CacheOperations):
             return None
         kernel = run
         return self._cast(lambda x, ids, scale: kernel(x, ids, scale, first, second, **gating), (0,))
+
+    def choose_experts(self) -> Callable[..., Any]:
+        """``(logits [T, E]; slots, over_chosen) → ids [T, S] int64, weights [T, S] float32``."""
+        return self._kernel("router", "choose_experts") or _chosen
 
     def finish_logits(self) -> Callable[..., torch.Tensor]:
         """``(x [R, V] of the head; factor, cap) → logits [R, V]`` in float32."""

@@ -240,3 +240,86 @@ def test_anything_else_behind_the_head_is_left_as_it_is(operations):
 def test_factors_behind_something_else_than_a_head_are_left_as_they_are():
     end = END.replace("return %21", "%22: f32[R, 16] = aten.mul.Tensor(%21, 0.5)\nreturn %22")
     assert kernels(QKV + HEADS + PLAIN_ATTENTION + end)[-1] == "aten.mul.Tensor"
+
+
+ROUTED = """%20: f32[T, 16] = aten.reshape(%13, [T, 16])
+%21: f32[T, 8] = aten.linear(%20, @experts)
+{router}%41: f32[T, 2] = aten.mul.Tensor({weights}, {ids})
+%42: f32[R, 2] = optpipe.gather_rows(%41, %logit_rows)
+return %42
+"""
+ROUTERS = {
+    "softmax, top-k": """%22: f32[T, 8] = aten.softmax.int(%21, -1, f32)
+%23: f32[T, 2], %24: i64[T, 2] = aten.topk(%22, 2)
+""",
+    "softmax, top-k, division": """%22: f32[T, 8] = aten.softmax.int(%21, 1)
+%23: f32[T, 2], %24: i64[T, 2] = aten.topk(%22, 2)
+%25: f32[T, 1] = aten.sum.dim_IntList(%23, [-1], true)
+%26: f32[T, 2] = aten.div.Tensor(%23, %25)
+""",
+    "weights that others read": """%22: f32[T, 8] = aten.softmax.int(%21, -1)
+%23: f32[T, 2], %24: i64[T, 2] = aten.topk(%22, 2)
+%25: f32[T, 1] = aten.sum.dim_IntList(%23, [-1], true)
+%26: f32[T, 2] = aten.div.Tensor(%23, %25)
+%28: f32[T, 2] = aten.neg(%23)
+""",
+    "top-k, softmax": """%23: f32[T, 2], %24: i64[T, 2] = aten.topk(%21, 2)
+%26: f32[T, 2] = aten.softmax.int(%23, -1, f32)
+""",
+    "top-k": """%23: f32[T, 2], %24: i64[T, 2] = aten.topk(%21, 2)
+""",
+    "scores that others read": """%22: f32[T, 8] = aten.softmax.int(%21, -1)
+%23: f32[T, 2], %24: i64[T, 2] = aten.topk(%22, 2)
+%27: f32[T, 8] = aten.neg(%22)
+""",
+    "the sum of all": """%22: f32[T, 8] = aten.softmax.int(%21, -1)
+%23: f32[T, 2], %24: i64[T, 2] = aten.topk(%22, 2)
+%25: f32[T, 1] = aten.sum.dim_IntList(%22, [-1], true)
+%26: f32[T, 2] = aten.div.Tensor(%23, %25)
+""",
+    "of another dimension": """%22: f32[T, 8] = aten.softmax.int(%21, 0)
+%23: f32[T, 2], %24: i64[T, 2] = aten.topk(%22, 2)
+""",
+}
+
+
+def routed(name):
+    """The steps of a router, of its logits on."""
+    weights = "%26" if "%26" in ROUTERS[name] else "%23"
+    end = ROUTED.format(router=ROUTERS[name], weights=weights, ids="%24")
+    head = HEAD + "weight @experts: f32[8, 16] stored bf16\n"
+    steps = lower(parse_program(head + QKV + HEADS + PLAIN_ATTENTION + end)).steps
+    kernels_ = [step.kernel for step in steps]
+    begin = kernels_.index("linear", kernels_.index("paged_attention"))
+    return steps[begin + 1 : kernels_.index("aten.mul.Tensor")]
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "over_chosen"),
+    [
+        ("softmax, top-k", "23", False),
+        ("softmax, top-k, division", "26", True),
+        ("top-k, softmax", "26", True),
+    ],
+)
+def test_a_routers_choice_is_one_step(name, weights, over_chosen):
+    choice, *others = routed(name)
+    assert (choice.kernel, choice.args[0].name) == ("choose_experts", "21")
+    assert dict(choice.kwargs) == {"slots": 2, "over_chosen": over_chosen}
+    assert [value.name for value in choice.results] == ["24", weights]
+    assert not others
+
+
+def test_weights_that_are_not_only_divided_are_those_over_all_experts():
+    choice, *others = routed("weights that others read")
+    assert not choice.kwargs["over_chosen"]
+    assert [step.kernel for step in others] == ["aten.sum.dim_IntList", "aten.div.Tensor", "aten.neg"]
+
+
+@pytest.mark.parametrize("name", ["top-k", "scores that others read", "of another dimension"])
+def test_another_choice_of_experts_is_left_as_it_is(name):
+    assert "choose_experts" not in [step.kernel for step in routed(name)]
+
+
+def test_a_sum_over_all_scores_is_read_from_them():
+    assert [step.kernel for step in routed("the sum of all")][:2] == ["aten.softmax.int", "aten.topk"]
