@@ -150,8 +150,13 @@ def walk(
             v_scale = tl.load(v_scale_ptr + scale_at, mask=live, other=0.0)
             if KIND == 2 and not NATIVE:
                 v_scale *= 256.0
-            weight = weight * v_scale[None, :]
-        acc = tl.dot(weight.to(q.dtype), widen(v, q.dtype, KIND, NATIVE), acc, input_precision="ieee")
+        wide = widen(v, q.dtype, KIND, NATIVE)
+        if KIND > 0:
+            if q.dtype == tl.float16:  # which has no room below the scales for the weights of small scores
+                wide = (wide.to(tl.float32) * v_scale[:, None]).to(tl.float16)
+            else:
+                weight = weight * v_scale[None, :]
+        acc = tl.dot(weight.to(q.dtype), wide, acc, input_precision="ieee")
     return acc, total, peak
 
 

@@ -82,6 +82,20 @@ def quantized(operands, kind):
     return replace(operands, k_cache=held[0], v_cache=held[1], k_scales=scales[0], v_scales=scales[1])
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn], ids=["int8", "fp8"])
+def test_many_small_weights_are_not_lost_in_a_cache_of_eight_bits(place, kind):
+    """A span's first key takes nearly all; the 1e-4 of it of the others add up, and float16 ends at 6e-8."""
+    operands = step(Layer(), [1], [600], **place)
+    keys, values = torch.zeros_like(operands.k_cache), torch.full_like(operands.v_cache, 0.02)
+    first = operands.block_tables[0, 0]
+    keys[first, 0], values[first, 0] = 6.0, 0.0
+    query = torch.full_like(operands.q, 9.2 / 6.0 / 16 / 0.25)
+    operands = quantized(replace(operands, q=query, k_cache=keys, v_cache=values), kind)
+    reference = expected(replace(operands, q=query.float()))
+    assert reference.min() > 1e-3
+    torch.testing.assert_close(run(operands).float(), reference, rtol=0.02, atol=0)
+
+
 def test_queries_in_a_fused_projection_and_a_cache_that_is_a_view(place):
     operands = step(Layer(), *DECODES, **place)
     wide = torch.randn(operands.q.shape[0], 9, operands.q.shape[2], **place)
