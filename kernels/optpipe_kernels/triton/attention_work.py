@@ -2,8 +2,8 @@
 
 A step packs B sequences. Those with so few new tokens that their rows fit one decode tile (one token, or the
 draft of a verification) are cut into spans of keys, an item a span; the others into blocks of queries. The
-lists are int32 arrays that travel with the step's other inputs. Those of the decode kernel may be padded
-(``Work.pad``), since it reads how many items there are. Layers of another window or chunk need other lists.
+lists are int32 arrays that travel with the step's other inputs. Those of the decode kernel may be longer than
+what they hold, since it reads how many items there are. Layers of another window or chunk need other lists.
 
     item_start     [B + 1]   sequence b owns items item_start[b] to item_start[b + 1]; none if not decoded
     item_sequence  [≥ items] the sequence of each item; its span is the first one seen plus its place
@@ -148,32 +148,6 @@ class Work:
         arrays = ("item_start", "item_sequence", "block_sequence", "block_token")
         moved: dict[str, Any] = {name: torch.as_tensor(getattr(self, name)).to(device) for name in arrays}
         return replace(self, **moved)
-
-    def pad(self, sequences: int, items: int, tokens: int) -> Work:
-        """The host's lists at the lengths of a captured decode step, for ``most_items`` of any number.
-
-        Args:
-            sequences: the bucket's B; those past the step's own must have no new tokens.
-            items: the longest list of items that a replay may carry.
-            tokens: the most new tokens of a sequence.
-
-        Raises:
-            KernelError: the lists are longer than that, or the step has a prefill.
-        """
-        starts, owners = self.item_start, self.item_sequence
-        missing = sequences + 1 - len(starts), items - len(owners)
-        if min(missing) < 0 or self.most_tokens > tokens or len(self.block_sequence):
-            raise KernelError(
-                f"a step of {len(starts) - 1} sequences, {len(owners)} spans and {self.most_tokens} tokens"
-                f" does not fit a graph of {sequences}, {items} and {tokens}"
-            )
-        return replace(
-            self,
-            item_start=np.pad(starts, (0, missing[0]), mode="edge"),
-            item_sequence=np.pad(owners, (0, missing[1])),
-            most_tokens=tokens,
-            most_items=items,
-        )
 
 
 def plan_work(query_start: Sequence[int], context_lens: Sequence[int], shape: Shape, tiles: Tiles) -> Work:

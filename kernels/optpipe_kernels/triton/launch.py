@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -179,12 +179,6 @@ class Launch:
         if len(kinds) != 1:
             raise KernelError(f"{self.title} got operands on {', '.join(sorted(kinds)) or 'no device'}")
         return kinds.pop()
-
-
-def run_all(launches: Iterator[Launch] | list[Launch]) -> None:
-    """Run launches in order."""
-    for launch in launches:
-        launch.run()
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:

@@ -23,7 +23,7 @@ INPUTS = 1024  # of a row a program: 8 a thread
 
 @triton.jit
 def quant_embedding_kernel(
-    ids_ptr, packed_ptr, scale_ptr, minimum_ptr, out_ptr, count, words, groups, group, factor,
+    ids_ptr, packed_ptr, scale_ptr, minimum_ptr, out_ptr, count, words, groups, group,
     BITS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     CODES: tl.constexpr = 32 // BITS
@@ -43,10 +43,8 @@ def quant_embedding_kernel(
     else:
         low = tl.load(minimum_ptr + at, mask=inside[:, None], other=0.0).to(tl.float32)
         value = codes.to(tl.float32) * scale + low
-    out = value * factor
-    tl.store(
-        out_ptr + token * words * CODES + k, out.to(out_ptr.dtype.element_ty), mask=(word < words)[:, None]
-    )
+    out = value.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + token * words * CODES + k, out, mask=(word < words)[:, None])
 
 
 def launches(
@@ -57,7 +55,6 @@ def launches(
     out: torch.Tensor,
     *,
     bits: int,
-    factor: float = 1.0,
 ) -> tuple[Launch, ...]:
     """The one launch: ids [T], the contiguous table, out [T, K] contiguous.
 
@@ -65,7 +62,7 @@ def launches(
     """
     count, words = packed.shape
     groups = scale.shape[1]
-    args = (ids, packed, scale, minimum, out, count, words, groups, words * 32 // bits // groups, factor)
+    args = (ids, packed, scale, minimum, out, count, words, groups, words * 32 // bits // groups)
     at_once = INPUTS * bits // 32
     grid = (ids.shape[0], triton.cdiv(words, at_once), 1)
     title = f"quant_embedding w{bits}" + ("" if minimum is None else " with a minimum")
@@ -82,19 +79,17 @@ def quant_embedding(
     bits: int,
     group: int,
     dtype: torch.dtype = torch.float32,
-    factor: float = 1.0,
 ) -> torch.Tensor:
     """The dialect's ``quant_embedding`` [..., K].
 
     Args:
         dtype: of the result.
-        factor: multiplies the result before it is rounded.
     """
     width = packed.shape[1] * 32 // bits
     out = torch.empty((*ids.shape, width), dtype=dtype, device=ids.device)
     if out.numel():
         flat = ids.reshape(-1)
-        for launch in launches(flat, packed, scale, minimum, out.view(-1, width), bits=bits, factor=factor):
+        for launch in launches(flat, packed, scale, minimum, out.view(-1, width), bits=bits):
             launch.run()
     return out
 

@@ -9,13 +9,8 @@ Source: RFC 7693; equals ``optpipe_runtime.sampling.uniform`` (a test holds them
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
 import triton
 import triton.language as tl
-
-from .launch import Launch
 
 
 @triton.jit
@@ -97,42 +92,3 @@ def uniform(seed, index, attempt):
         v3, v4, v9, v14 = mix(v3, v4, v9, v14, m6, m7)
         seeds, indices, attempts = seeds >> 4, indices >> 4, attempts >> 4
     return ((start ^ v0 ^ v8) >> 11).to(tl.float64) * 1.1102230246251565e-16
-
-
-@triton.jit
-def uniform_kernel(seed_ptr, index_ptr, attempt_ptr, out_ptr, count, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < count
-    seed = tl.load(seed_ptr + at, mask=inside, other=0).to(tl.uint64, bitcast=True)
-    index = tl.load(index_ptr + at, mask=inside, other=0).to(tl.uint64, bitcast=True)
-    attempt = tl.load(attempt_ptr + at, mask=inside, other=0).to(tl.uint64, bitcast=True)
-    tl.store(out_ptr + at, uniform(seed, index, attempt), mask=inside)
-
-
-def launches(
-    seeds: torch.Tensor, indices: torch.Tensor, attempts: torch.Tensor, out: torch.Tensor
-) -> tuple[Launch, ...]:
-    """The one launch: seeds, indices, attempts [n] int64, out [n] float64."""
-    count = seeds.shape[0]
-    args = (seeds, indices, attempts, out, count)
-    return (Launch(uniform_kernel, (triton.cdiv(count, 128), 1, 1), args, {"BLOCK": 128}, num_stages=1),)
-
-
-def uniforms(seeds: torch.Tensor, indices: torch.Tensor, attempts: torch.Tensor) -> torch.Tensor:
-    """Numbers from 0 up to 1 [n] float64.
-
-    Args:
-        seeds: [n] int64, the low 64 bits of each request's seed.
-        indices: [n] int64, places of the output tokens.
-        attempts: [n] int64, how many numbers each token has had before.
-    """
-    out = torch.empty(seeds.shape, dtype=torch.float64, device=seeds.device)
-    for launch in launches(seeds, indices, attempts, out):
-        launch.run()
-    return out
-
-
-def shipped(key: str) -> Iterator[Launch]:
-    """Numbers for 64 rows."""
-    whole = torch.empty(64, device="meta", dtype=torch.int64)
-    yield from launches(whole, whole, whole, torch.empty(64, device="meta", dtype=torch.float64))

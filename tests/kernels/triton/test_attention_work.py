@@ -5,7 +5,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from optpipe.errors import KernelError
 from optpipe_kernels.triton.attention_work import Shape, attention_tiles, plan_work
 from optpipe_kernels.triton.tiles import CAPABILITIES
 
@@ -52,25 +51,6 @@ def test_blocks_cover_the_new_tokens_with_the_longest_walk_first():
     assert sorted(blocks) == [(0, 0), (0, 4), (0, 8), (1, 0), (1, 4)]
     walks = [min({0: 0, 1: 194}[b] + token + 4, {0: 9, 1: 200}[b]) for b, token in blocks]
     assert all(first >= second for first, second in pairwise(walks))
-
-
-def test_a_padded_list_is_the_same_work_at_the_lengths_of_its_graph():
-    work = plan([1, 1], [70, 5])
-    padded = work.pad(4, 16, 2)
-    assert padded.item_start.tolist() == [0, 3, 4, 4, 4]
-    assert padded.item_sequence.tolist() == [0, 0, 0, 1] + [0] * 12
-    assert (padded.most_tokens, padded.most_items) == (2, 16)
-
-
-@pytest.mark.parametrize("lengths", [(1, 16, 1), (2, 3, 1), (2, 16, 0)])
-def test_a_graph_too_small_for_the_step_is_refused(lengths):
-    with pytest.raises(KernelError, match="does not fit a graph"):
-        plan([1, 1], [70, 5]).pad(*lengths)
-
-
-def test_a_prefill_is_not_padded():
-    with pytest.raises(KernelError, match="does not fit a graph"):
-        plan([9], [9]).pad(4, 16, 16)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

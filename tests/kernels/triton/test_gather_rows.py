@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from optpipe_kernels.triton.gather_rows import embedding, gather_rows
+from optpipe_kernels.triton.gather_rows import gather_rows
 
 
 def test_rows_of_a_wider_matrix(place):
@@ -16,19 +16,6 @@ def test_rows_outside_are_zero(place):
     x = torch.randn(3, 5, **place)
     found = gather_rows(x, torch.tensor([-1, 1, 3], device=x.device))
     assert torch.equal(found, torch.stack([torch.zeros_like(x[0]), x[1], torch.zeros_like(x[0])]))
-
-
-def test_ids_of_any_shape(place):
-    table = torch.randn(6, 4, **place)
-    ids = torch.tensor([[5, 0], [1, 1]], device=table.device)
-    assert torch.equal(embedding(table, ids), table[ids])
-
-
-def test_a_scaled_table_is_rounded_once(place):
-    table = torch.randn(6, 40, **place)
-    ids = torch.tensor([4, 1], device=table.device)
-    expected = (table[ids].float() * 8.7).half()
-    assert torch.equal(embedding(table, ids, factor=8.7, dtype=torch.float16), expected)
 
 
 def test_no_rows(device):
