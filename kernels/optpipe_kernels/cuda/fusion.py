@@ -6,6 +6,7 @@ q, k, v of one x; gate and up of one  → one product with the weights one below
 rope(q), rope(k), kv_write            → rope_kv_write
 gated_act of quantized gate and up    → quant_gate_up
 a norm before rows of 8 bits          → one that writes the codes
+a norm or a factor of a branch, add_rms_norm → branch_add_rms_norm
 a router's softmax, top-k and division → choose_experts
 factors and a soft cap behind the head → finish_logits
 everything else                       → as it is; ATen operations are left to torch
@@ -23,7 +24,7 @@ from optpipe.program.types import TensorType
 from optpipe.targets.protocol import CacheSpec
 
 from ..cpu.lowering.siblings import find_siblings
-from .joining import finish_logits, gate_up, turn_and_write
+from .joining import finish_logits, gate_up, norm_branches, turn_and_write
 from .recipes import Dense, EightBits, Grid, Joined, Plain, Quantized, Rows
 from .rounding import round_in_norms
 from .routers import choose_experts
@@ -43,7 +44,8 @@ def lower(program: Program) -> Lowered:
     wide = _from_positions(program)
     steps = choose_experts(list(_steps(program, wide)))
     output = program.outputs[0]
-    steps = finish_logits(round_in_norms(gate_up(turn_and_write(steps)), output.name), output)
+    steps = norm_branches(round_in_norms(gate_up(turn_and_write(steps)), output.name))
+    steps = finish_logits(steps, output)
     names = [each.value.name for each in program.inputs]
     if "logit_rows" not in names:
         output, step = _rows_of(output)

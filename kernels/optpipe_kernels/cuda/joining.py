@@ -1,6 +1,7 @@
 """Steps behind each other that one kernel does.
 
-A product and its activation; rope and the cache's write; what a model does to the logits of its head.
+A product and its activation; rope and the cache's write; what a model does to a branch before it is added,
+and to the logits of its head.
 """
 
 from __future__ import annotations
@@ -91,6 +92,33 @@ def _rope_kv_write(query: Step | None, turn: Step, write: Step) -> Step:
     )
 
 
+def norm_branches(steps: list[Step]) -> list[Step]:
+    """Put the norm (Gemma) or the factor (Granite) of a branch into the norm of the sum that it goes to."""
+    readers = Counter(name for step in steps for name in step.reads())
+    makers = {value.name: step for step in steps for value in step.results}
+    made: dict[int, Step] = {}
+    gone: set[int] = set()
+    for step in steps:
+        x = step.args[0] if step.kernel == "add_rms_norm" else None
+        maker = makers.get(x.name) if isinstance(x, Value) and readers[x.name] == 1 else None
+        if maker is None:
+            continue
+        if maker.kernel == "rms_norm" and maker.kwargs == step.kwargs:
+            branch, factor = maker.args[1], 1.0
+        elif maker.kernel == "aten.mul.Tensor" and _scales(maker):
+            branch, factor = None, float(maker.args[1])  # type: ignore[arg-type]
+        else:
+            continue
+        made[id(step)] = replace(
+            step,
+            kernel="branch_add_rms_norm",
+            args=(maker.args[0], *step.args[1:], branch),
+            kwargs={**step.kwargs, "factor": factor},
+        )
+        gone.add(id(maker))
+    return [made.get(id(step), step) for step in steps if id(step) not in gone]
+
+
 def finish_logits(steps: list[Step], output: Value) -> list[Step]:
     """Put factors and a soft cap behind the LM head into one step, which takes the head's float32."""
     at, wanted, tail = len(steps), output, list[Step]()
@@ -116,9 +144,12 @@ def finish_logits(steps: list[Step], output: Value) -> list[Step]:
 
 def _finishes(step: Step) -> bool:
     """Whether it is a product or quotient with a number, or a tanh."""
-    if step.kwargs:
+    return (step.kernel == "aten.tanh" and not step.kwargs) or _scales(step)
+
+
+def _scales(step: Step) -> bool:
+    """Whether it is a product or quotient with a number that is not 0."""
+    if step.kernel not in _SCALES or step.kwargs or len(step.args) != 2:
         return False
-    if step.kernel == "aten.tanh":
-        return True
-    numbers = [it for it in step.args[1:] if isinstance(it, int | float) and it]
-    return step.kernel in _SCALES and isinstance(step.args[0], Value) and len(numbers) == 1
+    x, number = step.args
+    return isinstance(x, Value) and isinstance(number, int | float) and bool(number)

@@ -185,6 +185,24 @@ class Operations(CacheOperations):
         kernel = run
         return self._cast(lambda x, ids, scale: kernel(x, ids, scale, first, second, **gating), (0,))
 
+    def branch_add_rms_norm(self) -> Callable[..., Any]:
+        """``(x, residual, weight, branch?; eps, unit_offset, factor) → normed sum, sum``.
+
+        x is normed with the weight ``branch`` first, or multiplied by ``factor``.
+        """
+        norm = self._kernel("rms_norm", "norm")
+        if norm is None:
+            self.on_bodies.update(("rms_norm", "add_rms_norm"))
+
+        def run(x: Any, residual: Any, weight: Any, branch: Any, *, factor: float, **how: Any) -> Any:
+            if norm is not None:
+                made = norm(x, weight, residual=residual, branch=branch, factor=factor, **how)
+                return made.out, made.total
+            x = x * factor if branch is None else OPS["rms_norm"].body(x, branch, **how)
+            return OPS["add_rms_norm"].body(x, residual, weight, **how)
+
+        return self._cast(run, (0, 1))
+
     def choose_experts(self) -> Callable[..., Any]:
         """``(logits [T, E]; slots, over_chosen) → ids [T, S] int64, weights [T, S] float32``."""
         return self._kernel("router", "choose_experts") or _chosen

@@ -323,3 +323,49 @@ def test_another_choice_of_experts_is_left_as_it_is(name):
 
 def test_a_sum_over_all_scores_is_read_from_them():
     assert [step.kernel for step in routed("the sum of all")][:2] == ["aten.softmax.int", "aten.topk"]
+
+
+NORMED = """%20: f32[T, 16] = aten.reshape(%13, [T, 16])
+{branch}%31: f32[T, 16], %32: f32[T, 16] = optpipe.add_rms_norm(%30, %20, @second{how})
+{more}%33: f32[T, 16] = aten.add.Tensor(%31, %32)
+%34: f32[R, 16] = optpipe.gather_rows(%33, %logit_rows)
+return %34
+"""
+BRANCH = "%30: f32[T, 16] = optpipe.rms_norm(%20, @first, eps={eps}, unit_offset=true)\n"
+
+
+def normed(branch, more=""):
+    """The steps of a branch and of the norm of its sum."""
+    head = HEAD + "weight @first: f32[16] stored bf16\nweight @second: f32[16] stored bf16\n"
+    end = NORMED.format(branch=branch, more=more, how=", eps=1e-06, unit_offset=true")
+    steps = lower(parse_program(head + QKV + HEADS + PLAIN_ATTENTION + end)).steps
+    begin = [step.kernel for step in steps].index("paged_attention")
+    return steps[begin + 2 : -2]
+
+
+def test_the_norm_of_a_branch_goes_into_that_of_the_sum():
+    (step,) = normed(BRANCH.format(eps="1e-06"))
+    assert step.kernel == "branch_add_rms_norm"
+    assert [getattr(it, "name", it) for it in step.args] == ["20", "20", "second", "first"]
+    assert dict(step.kwargs) == {"eps": 1e-06, "unit_offset": True, "factor": 1.0}
+    assert [value.name for value in step.results] == ["31", "32"]
+
+
+def test_the_factor_of_a_branch_goes_into_the_norm_of_the_sum():
+    (step,) = normed("%30: f32[T, 16] = aten.mul.Tensor(%20, 0.22)\n")
+    assert step.kernel == "branch_add_rms_norm"
+    assert (step.args[-1], step.kwargs["factor"]) == (None, 0.22)
+
+
+@pytest.mark.parametrize(
+    ("branch", "more"),
+    [
+        (BRANCH.format(eps="1e-05"), ""),  # of another kind
+        (BRANCH.format(eps="1e-06"), "%35: f32[T, 16] = aten.neg(%30)\n"),
+        ("%30: f32[T, 16] = aten.mul.Tensor(%20, %20)\n", ""),
+        ("%30: f32[T, 16] = aten.neg(%20)\n", ""),
+    ],
+    ids=["another eps", "read twice", "a product", "something else"],
+)
+def test_another_branch_is_left_as_it_is(branch, more):
+    assert [step.kernel for step in normed(branch, more)][1] == "add_rms_norm"
