@@ -21,10 +21,10 @@ from . import leftovers
 from .attention import Layer, layer_of
 from .kernel_finder import KERNELS
 from .operations import Operations
-from .recipes import Dense, EightBits, Joined, Plain, Quantized, Recipe, Rows
+from .recipes import Dense, EightBits, Experts, Joined, Plain, Quantized, Recipe, Rows
 from .steps import Argument, Lowered, Step
 
-RECIPES = (Plain, Dense, Joined, Quantized, EightBits, Rows)
+RECIPES = (Plain, Dense, Experts, Joined, Quantized, EightBits, Rows)
 FACTS = "facts"  # the register of them
 _VIEWS = ("aten.reshape", "aten.view")
 

@@ -8,6 +8,7 @@ gated_act of quantized gate and up    → quant_gate_up
 a norm before rows of 8 bits          → one that writes the codes
 a norm or a factor of a branch, add_rms_norm → branch_add_rms_norm
 a router's softmax, top-k and division → choose_experts
+experts stored across or interleaved  → in order, turned when they are loaded
 factors and a soft cap behind the head → finish_logits
 everything else                       → as it is; ATen operations are left to torch
 """
@@ -27,7 +28,7 @@ from ..cpu.lowering.siblings import find_siblings
 from .joining import finish_logits, gate_up, norm_branches, turn_and_write
 from .recipes import Dense, EightBits, Grid, Joined, Plain, Quantized, Rows
 from .rounding import round_in_norms
-from .routers import choose_experts
+from .routers import arrange_experts, choose_experts
 from .steps import Lowered, Operand, Step
 
 _SCORES = "optpipe.paged_attention"  # its weights, sinks and slopes, are added to scores: float32
@@ -42,7 +43,7 @@ def lower(program: Program) -> Lowered:
     spec = cache_spec(program)
     program = _with_biases(program)
     wide = _from_positions(program)
-    steps = choose_experts(list(_steps(program, wide)))
+    steps = arrange_experts(choose_experts(list(_steps(program, wide))))
     output = program.outputs[0]
     steps = norm_branches(round_in_norms(gate_up(turn_and_write(steps)), output.name))
     steps = finish_logits(steps, output)

@@ -30,6 +30,21 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A projection of every expert [E, N, K] in the compute dtype, or its biases [E, N].
+
+    Attributes:
+        name: as the artifact has it.
+        transposed: it is stored [E, K, N].
+        interleaved: rows of gate and up alternate; they are put one half after the other.
+    """
+
+    name: str
+    transposed: bool
+    interleaved: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """Vectors [N1], [N2], … end to end in the compute dtype; a name of None is zeros of that length."""
 
@@ -79,13 +94,13 @@ class Rows:
     grid: Grid
 
 
-Recipe = Plain | Dense | Joined | Quantized | EightBits | Rows
+Recipe = Plain | Dense | Experts | Joined | Quantized | EightBits | Rows
 
 
 def names_of(recipe: Recipe) -> tuple[str, ...]:
     """The weights of the artifact that a recipe reads."""
     match recipe:
-        case Plain(name):
+        case Plain(name) | Experts(name):
             return (name,)
         case Dense(names):
             return names

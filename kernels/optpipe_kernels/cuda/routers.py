@@ -1,4 +1,4 @@
-"""A router's choice as one step, in the place of softmax, top-k and a division.
+"""Routed experts: a router's choice as one step, and projections in the order that kernels read.
 
 softmax → topk → sum, div       the weights of the chosen, made to sum to one (Mixtral, Qwen3)
 softmax → topk                  the weights as they are (Qwen2)
@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from optpipe.program.program import DType, Value
 
-from .steps import Step
+from .recipes import Experts, Plain
+from .steps import Argument, Step
 
 
 class _Choice(NamedTuple):
@@ -46,6 +47,29 @@ def choose_experts(steps: list[Step]) -> list[Step]:
             )
             gone.update(id(it) for it in choice.gone)
     return [made.get(id(step), step) for step in steps if id(step) not in gone]
+
+
+def arrange_experts(steps: list[Step]) -> list[Step]:
+    """Have the projections of experts loaded in the compute dtype, in the order that kernels read."""
+    return [_arranged(step) if step.kernel == "moe" else step for step in steps]
+
+
+def _arranged(step: Step) -> Step:
+    """The same ``moe`` over rows of inputs, gate's before up's."""
+    transposed, interleaved = (bool(step.kwargs.get(name)) for name in ("transposed", "interleaved"))
+    experts = step.args[3:]
+    named = any(isinstance(it, Plain) for it in step.kwargs.values())
+    if named or not all(it is None or isinstance(it, Plain) for it in experts):
+        return step
+
+    def turned(at: int, matrix: bool, halves: bool) -> Argument:
+        plain = experts[at] if at < len(experts) else None
+        return Experts(plain.name, matrix and transposed, halves) if isinstance(plain, Plain) else None
+
+    matrices = turned(0, True, interleaved), turned(1, True, False)
+    biases = turned(2, False, interleaved), turned(3, False, False)
+    how = {name: it for name, it in step.kwargs.items() if name not in ("transposed", "interleaved")}
+    return replace(step, args=(*step.args[:3], *matrices, *biases), kwargs=how)
 
 
 def _choice(top: Step, makers: dict[str, Step], readers: dict[str, list[Step]]) -> _Choice | None:

@@ -21,7 +21,7 @@ from optpipe.weights.store import LazyWeight
 
 from . import row_wise
 from .operations import Operations
-from .recipes import Dense, EightBits, Grid, Joined, Plain, Quantized, Recipe, Rows, names_of
+from .recipes import Dense, EightBits, Experts, Grid, Joined, Plain, Quantized, Recipe, Rows, names_of
 from .steps import Lowered
 
 PIECE = 32 << 20  # bytes; a pinned buffer of each thread
@@ -34,7 +34,7 @@ Arrived = Callable[[], torch.Tensor]
 
 def recipes_of(lowered: Lowered) -> tuple[Recipe, ...]:
     """Every weight of the steps, each once, in order of first use."""
-    kinds = (Plain, Dense, Joined, Quantized, EightBits, Rows)
+    kinds = (Plain, Dense, Experts, Joined, Quantized, EightBits, Rows)
     found = (it for step in lowered.steps for it in step.operands())
     return tuple(dict.fromkeys(it for it in found if isinstance(it, kinds)))
 
@@ -71,6 +71,11 @@ def make(recipe: Recipe, stored: Mapping[str, torch.Tensor], operations: Operati
         case Dense(names, transposed):
             parts = [stored[name].T if transposed else stored[name] for name in names]
             return torch.cat([part.to(dtype) for part in parts]) if len(parts) > 1 else _own(parts[0], dtype)
+        case Experts(name, transposed, interleaved):
+            whole = stored[name].transpose(1, 2) if transposed else stored[name]
+            if not interleaved:
+                return _own(whole, dtype)
+            return torch.cat([_own(whole[:, at::2], dtype) for at in (0, 1)], dim=1)
         case Joined(parts):
             device = next(iter(stored.values())).device
             pieces = [

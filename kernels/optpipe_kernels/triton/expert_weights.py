@@ -96,23 +96,6 @@ def pack(
     return Packed(whole, packed.shape[0], straight)
 
 
-def arranged(
-    weight: torch.Tensor, bias: torch.Tensor | None, *, interleaved: bool = False, transposed: bool = False
-) -> Dense:
-    """A stored projection with inputs contiguous and gate's rows before up's, made when a model is loaded.
-
-    ``moe`` takes any layout, but reads rows that are apart in memory in small pieces.
-
-    Args:
-        weight: [E, N, K], or [E, K, N] when transposed.
-        bias: [E, N] or None.
-        interleaved: rows of gate and up alternate.
-    """
-    weight = weight.transpose(1, 2) if transposed else weight
-    straight = None if bias is None else torch.stack([_halves(it, interleaved) for it in bias])
-    return Dense(torch.stack([_halves(it, interleaved) for it in weight]), straight)
-
-
 def _halves(rows: torch.Tensor, interleaved: bool) -> torch.Tensor:
     """Rows 0, 2, 4, … and then 1, 3, 5, …, contiguous."""
     return (torch.cat((rows[0::2], rows[1::2])) if interleaved else rows).contiguous()

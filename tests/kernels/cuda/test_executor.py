@@ -104,6 +104,15 @@ def test_what_has_no_kernel_in_a_dtype_is_said(tiny, caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("name", ["mixtral", pytest.param("gpt-oss", marks=pytest.mark.slow)])
+def test_experts_stored_in_float32_are_computed_in_the_compute_dtype(tiny, name):
+    """gpt-oss stores them across, with gate and up interleaved."""
+    artifact = tiny(name)
+    exact = optpipe.load(artifact, dtype=torch.float64).logits(TOKENS[:9])
+    found = load(artifact, dtype="f16", batch_invariant=False).logits(TOKENS[:9])
+    assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+
+
 @pytest.mark.slow
 def test_quantized_experts_are_repacked_once_and_as_near(tiny, monkeypatch):
     from optpipe_kernels.triton import expert_weights, experts

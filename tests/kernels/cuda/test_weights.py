@@ -10,7 +10,7 @@ from optpipe.weights.store import TensorWeight
 from optpipe_kernels.cuda import cache
 from optpipe_kernels.cuda.fusion import lower
 from optpipe_kernels.cuda.operations import Operations
-from optpipe_kernels.cuda.recipes import Dense, Grid, Joined, Plain, Quantized, Rows, names_of
+from optpipe_kernels.cuda.recipes import Dense, Experts, Grid, Joined, Plain, Quantized, Rows, names_of
 from optpipe_kernels.cuda.target import CudaTarget, TritonKernels, compute_dtype
 from optpipe_kernels.cuda.weights import load_weights, recipes_of
 
@@ -74,6 +74,24 @@ def test_a_grid_that_the_kernels_do_not_know_is_left_to_the_body():
     read = {name: TensorWeight(it) for name, it in STORED.items()}
     assert isinstance(load_weights([recipe], read, CPU, operations)[recipe], tuple)
     assert operations.on_bodies == {"quant_linear"}
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_experts_come_in_the_order_that_kernels_read(transposed, interleaved):
+    gates, ups = torch.randn(3, 4, 8).unbind(0), torch.randn(3, 4, 8).unbind(0)
+    expected = torch.stack([torch.cat(both) for both in zip(gates, ups, strict=True)])
+    rows = [torch.stack(both, 1).flatten(0, 1) for both in zip(gates, ups, strict=True)]
+    stored = torch.stack(rows) if interleaved else expected
+    stored = stored.transpose(1, 2).contiguous() if transposed else stored
+    recipe = Experts("gate_up", transposed, interleaved)
+    found = load_weights([recipe], {"gate_up": TensorWeight(stored)}, CPU, Operations(torch.float16))[recipe]
+    assert found.is_contiguous()
+    assert torch.equal(found, expected.half())
+    biases = Experts("bias", False, interleaved)
+    held = {"bias": TensorWeight(torch.arange(12.0).view(2, 6))}
+    row = load_weights([biases], held, CPU, Operations(torch.float16))[biases][0].tolist()
+    assert row == ([0, 2, 4, 1, 3, 5] if interleaved else [0, 1, 2, 3, 4, 5])
 
 
 def test_every_weight_of_a_model_is_read_once(tiny):
