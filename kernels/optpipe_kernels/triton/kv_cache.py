@@ -14,7 +14,7 @@ import triton.language as tl
 
 from optpipe.errors import KernelError
 
-from .rows import e4m3_bits, round_even
+from .rows import e4m3_bits, largest_of, round_even
 
 # How cached numbers are held: 0 as they are, 1 int8, 2 the bytes of float8 e4m3.
 KINDS: Final = {torch.int8: 1, torch.float8_e4m3fn: 2}
@@ -34,14 +34,14 @@ def encode(x, scale, KIND: tl.constexpr, LARGEST: tl.constexpr):
 
 @triton.jit
 def scale_of(peak, LARGEST: tl.constexpr):
-    """The scale [HEADS] of heads whose largest magnitude is ``peak``."""
-    return tl.where(peak > 0, peak * (1.0 / LARGEST), 1.0)
+    """The scale [HEADS] of heads whose largest magnitude is ``peak``; NaN of NaN."""
+    return tl.where(peak == 0, 1.0, peak * (1.0 / LARGEST))
 
 
 @triton.jit
-def largest(x):
-    """The largest magnitude of each row."""
-    return tl.max(tl.abs(x.to(tl.float32)), axis=1)
+def larger(peak, x):
+    """``peak`` and the largest magnitude of each row of x, whichever is larger; NaN if either is."""
+    return tl.maximum(peak, largest_of(x.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
 
 
 @dataclass(frozen=True, slots=True)

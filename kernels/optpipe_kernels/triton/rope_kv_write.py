@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .kv_cache import KINDS, LARGEST, Cache, encode, largest, scale_of
+from .kv_cache import KINDS, LARGEST, Cache, encode, larger, scale_of
 from .launch import Launch
 from .rope import rotate_pair
 
@@ -101,10 +101,10 @@ def write_heads(
     cache_row = k_cache_ptr + page * k_page_stride + place * k_slot_stride + head * k_cache_head_stride
     inside = there[:, None] & (rest < D)[None, :]
     tail = tl.load(row + rest[None, :], mask=inside, other=0.0)
-    peak = largest(tail)
+    peak = larger(0.0, tail)
     if ROTARY > 0:
         first, second = turned_pairs(row, cos_ptr, sin_ptr, there[:, None], ROTARY, PAIRS, INTERLEAVED)
-        peak = tl.maximum(peak, tl.maximum(largest(first), largest(second)))
+        peak = larger(larger(peak, first), second)
         scale = scale_of(peak, LARGEST)
         first = encode(first, scale, KIND, LARGEST)
         second = encode(second, scale, KIND, LARGEST)
@@ -120,7 +120,7 @@ def write_heads(
     inside = there[:, None] & (dv < DV)[None, :]
     row = v_ptr + token * v_row_stride + head * v_head_stride
     value = tl.load(row + dv[None, :], mask=inside, other=0.0)
-    value_scale = scale_of(largest(value), LARGEST)
+    value_scale = scale_of(larger(0.0, value), LARGEST)
     value_codes = encode(value, value_scale, KIND, LARGEST).to(v_cache_ptr.dtype.element_ty)
     cache_row = v_cache_ptr + page * v_page_stride + place * v_slot_stride + head * v_cache_head_stride
     tl.store(cache_row + dv[None, :], value_codes, mask=inside)

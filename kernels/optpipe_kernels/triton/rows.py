@@ -84,13 +84,21 @@ def e4m3_bits(x):
 
 
 @triton.jit
+def largest_of(y):
+    """The largest magnitude of each row of y float32; NaN for a row with one, which a GPU's maximum drops."""
+    broken = tl.sum((y != y).to(tl.int32), axis=1) > 0
+    return tl.where(broken, float("nan"), tl.max(tl.abs(y), axis=1))
+
+
+@triton.jit
 def quantize_rows(y, LARGEST: tl.constexpr, FP8: tl.constexpr):
     """Codes and scale of each row of y [ROWS, WIDTH] float32, zero past its end.
 
-    scale = max |y| / LARGEST, or 1 for a row of zeros; code = y / scale, rounded to nearest even.
+    scale = max |y| / LARGEST, or 1 for a row of zeros; code = y / scale, rounded to nearest even. The scale
+    of a row with NaN is NaN, and so is what comes of its codes.
     """
-    peak = tl.max(tl.abs(y), axis=1)
-    scale = tl.where(peak > 0, peak * (1.0 / LARGEST), 1.0)
+    peak = largest_of(y)
+    scale = tl.where(peak == 0, 1.0, peak * (1.0 / LARGEST))
     codes = y / scale[:, None]
     codes = tl.minimum(tl.maximum(codes, -LARGEST), LARGEST)
     stored = e4m3_bits(codes) if FP8 else round_even(codes).to(tl.int8)
@@ -106,6 +114,6 @@ def quantized_rows(y: torch.Tensor, kind: Quantization) -> tuple[torch.Tensor, t
     """The reference of ``quantize_rows``: codes [..., K] and scale [...] float32 of y [..., K]."""
     wide = y.float()
     peak = wide.abs().amax(-1)
-    scale = torch.where(peak > 0, peak * (1.0 / LARGEST[kind]), 1.0)
+    scale = torch.where(peak == 0, 1.0, peak * (1.0 / LARGEST[kind]))
     codes = (wide / scale.unsqueeze(-1)).clamp(-LARGEST[kind], LARGEST[kind])
     return (codes.round() if kind == "int8" else codes).to(CODES[kind]), scale

@@ -114,6 +114,24 @@ def test_a_cache_of_eight_bits_holds_the_rounded_rows_and_their_scales(place, ki
     assert scales[0].flatten(0, 1)[plain.slots[0], 0] == 1.0
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("at", [3, 20, 40], ids=["a first half", "a second half", "the rest"])
+def test_what_is_not_a_number_is_none_in_a_cache_of_eight_bits(place, kind, at):
+    _, k, v, plain = operands(4, 2, 2, 64, 48, 8, **place)
+    k[1, 1, at], v[3, 0, at] = torch.nan, torch.nan
+    scales = [torch.zeros(4, 8, 2, device=place["device"]) for _ in range(2)]
+    cache = Cache(
+        *(torch.zeros_like(x, dtype=kind) for x in (plain.keys, plain.values)), plain.slots, *scales
+    )
+    cos, sin = torch.randn(2, 4, 32, device=place["device"])
+    rope_kv_write(None, k, v, cos, sin, cache)
+    for scale, (token, head) in zip(scales, ((1, 1), (3, 0)), strict=True):
+        expected = torch.full((4, 2), True)
+        expected[token, head] = False
+        found = scale.flatten(0, 1)[plain.slots].isfinite().cpu()  # of the skipped token: that of slot -1
+        assert torch.equal(found[[0, 1, 3]], expected[[0, 1, 3]])
+
+
 def test_operands_that_do_not_fit_are_named():
     _, k, v, cache = operands(4, 1, 2, 16, 16, 8, device="cpu", dtype=torch.float32)
     keys, values, slots = cache.keys, cache.values, cache.slots

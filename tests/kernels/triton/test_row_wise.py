@@ -47,6 +47,19 @@ def test_quantize_equals_its_reference(kind, device):
     assert torch.equal(scale.cpu(), scales)
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_row_that_is_not_numbers_stays_so(kind, device):
+    """A GPU's maximum drops NaN: codes and scale would be those of numbers."""
+    x = torch.randn(4, 40, device=device)
+    x[1, 3], x[2, 39] = torch.nan, torch.inf
+    codes, scale = quantize(x, kind)
+    assert scale.isfinite().tolist() == [True, False, False, True]
+    assert scale[1].isnan()
+    weight, factors = quantize(torch.randn(5, 40, device=device), kind)
+    found = row_wise_linear(codes, scale, weight, factors, dtype=torch.float32)
+    assert found.isfinite().all(1).tolist() == [True, False, False, True]
+
+
 def test_codes_of_a_view_with_strided_rows(device):
     x = torch.randn(4, 300).half().to(device)[:, :256]
     codes, scale = quantize(x, "int8")
