@@ -7,6 +7,7 @@ rope(q), rope(k), kv_write            → rope_kv_write
 gated_act of quantized gate and up    → quant_gate_up
 a norm before rows of 8 bits          → one that writes the codes
 a norm or a factor of a branch, add_rms_norm → branch_add_rms_norm
+one sum or two, layer_norm            → add_layer_norm
 a router's softmax, top-k and division → choose_experts
 experts stored across or interleaved  → in order, turned when they are loaded
 factors and a soft cap behind the head → finish_logits
@@ -25,7 +26,7 @@ from optpipe.program.types import TensorType
 from optpipe.targets.protocol import CacheSpec
 
 from ..cpu.lowering.siblings import find_siblings
-from .joining import finish_logits, gate_up, norm_branches, turn_and_write
+from .joining import add_layer_norms, finish_logits, gate_up, norm_branches, turn_and_write
 from .recipes import Dense, EightBits, Grid, Joined, Plain, Quantized, Rows
 from .rounding import round_in_norms
 from .routers import arrange_experts, choose_experts
@@ -46,6 +47,7 @@ def lower(program: Program) -> Lowered:
     steps = arrange_experts(choose_experts(list(_steps(program, wide))))
     output = program.outputs[0]
     steps = norm_branches(round_in_norms(gate_up(turn_and_write(steps)), output.name))
+    steps = add_layer_norms(steps)
     steps = finish_logits(steps, output)
     names = [each.value.name for each in program.inputs]
     if "logit_rows" not in names:

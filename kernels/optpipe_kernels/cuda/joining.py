@@ -119,6 +119,45 @@ def norm_branches(steps: list[Step]) -> list[Step]:
     return [made.get(id(step), step) for step in steps if id(step) not in gone]
 
 
+def add_layer_norms(steps: list[Step]) -> list[Step]:
+    """Put the sum, or the two sums of parallel branches, before a ``layer_norm`` into it.
+
+    It is done where the sum was: others may read that sooner.
+    """
+    readers = Counter(name for step in steps for name in step.reads())
+    makers = {value.name: step for step in steps for value in step.results}
+    made: dict[int, Step] = {}
+    gone: set[int] = set()
+    for step in steps:
+        x = step.args[0] if step.kernel == "layer_norm" else None
+        total = makers.get(x.name) if isinstance(x, Value) and len(x.type.shape) == 2 else None
+        if total is None or id(total) in made or not _adds(total):
+            continue
+        first, second = total.args
+        assert isinstance(first, Value) and isinstance(second, Value), f"{total.args = } of a sum"
+        more: Value | None = None
+        inner = makers.get(first.name)
+        if inner is not None and readers[first.name] == 1 and _adds(inner) and id(inner) not in made:
+            gone.add(id(inner))
+            more, (first, second) = second, inner.args
+        made[id(total)] = Step(
+            "add_layer_norm",
+            (first, second, more, *step.args[1:], *[None] * (3 - len(step.args))),
+            step.kwargs,
+            (*step.results, *total.results),
+            path=step.path,
+        )
+        gone.add(id(step))
+    return [made.get(id(step), step) for step in steps if id(step) not in gone]
+
+
+def _adds(step: Step) -> bool:
+    """Whether it is a sum of two values of one shape."""
+    if step.kernel != "aten.add.Tensor" or step.kwargs or len(step.args) != 2:
+        return False
+    return all(isinstance(it, Value) and it.type == step.results[0].type for it in step.args)
+
+
 def finish_logits(steps: list[Step], output: Value) -> list[Step]:
     """Put factors and a soft cap behind the LM head into one step, which takes the head's float32."""
     at, wanted, tail = len(steps), output, list[Step]()

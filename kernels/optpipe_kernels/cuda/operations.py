@@ -203,6 +203,21 @@ class Operations(CacheOperations):
 
         return self._cast(run, (0, 1))
 
+    def add_layer_norm(self) -> Callable[..., Any]:
+        """``(x, residual, second?, weight?, bias?; eps) → normed sum, sum``."""
+        norm = self._kernel("layer_norm", "norm")
+        if norm is None:
+            self.on_bodies.add("layer_norm")
+
+        def run(x: Any, residual: Any, second: Any, weight: Any, bias: Any, *, eps: float) -> Any:
+            if norm is not None:
+                made = norm(x, weight, bias, eps=eps, residual=residual, second=second)
+                return made.out, made.total
+            total = x + residual if second is None else x + residual + second
+            return OPS["layer_norm"].body(total, weight, bias, eps=eps), total
+
+        return self._cast(run, (0, 1, 2))
+
     def choose_experts(self) -> Callable[..., Any]:
         """``(logits [T, E]; slots, over_chosen) → ids [T, S] int64, weights [T, S] float32``."""
         return self._kernel("router", "choose_experts") or _chosen

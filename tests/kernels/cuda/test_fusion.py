@@ -369,3 +369,56 @@ def test_the_factor_of_a_branch_goes_into_the_norm_of_the_sum():
 )
 def test_another_branch_is_left_as_it_is(branch, more):
     assert [step.kernel for step in normed(branch, more)][1] == "add_rms_norm"
+
+
+SUMMED = """%20: f32[T, 16] = aten.reshape(%13, [T, 16])
+{sums}%33: f32[T, 16] = optpipe.layer_norm(%32, @first, eps=1e-05)
+%34: f32[T, 16] = aten.mul.Tensor(%33, %32)
+{more}%35: f32[R, 16] = optpipe.gather_rows(%34, %logit_rows)
+return %35
+"""
+ONE = "%32: f32[T, 16] = aten.add.Tensor(%1, %20)\n"
+TWO = "%31: f32[T, 16] = aten.add.Tensor(%1, %20)\n%32: f32[T, 16] = aten.add.Tensor(%31, %20)\n"
+
+
+def summed(sums, more=""):
+    """The steps of sums and of the norm of what they come to."""
+    head = HEAD + "weight @first: f32[16] stored bf16\n"
+    end = SUMMED.format(sums=sums, more=more)
+    steps = lower(parse_program(head + QKV + HEADS + PLAIN_ATTENTION + end)).steps
+    begin = [step.kernel for step in steps].index("paged_attention")
+    return steps[begin + 2 :]
+
+
+@pytest.mark.parametrize(("sums", "second"), [(ONE, None), (TWO, "20")], ids=["one", "two"])
+def test_sums_before_a_layer_norm_are_done_in_it(sums, second):
+    step, product, _ = summed(sums)
+    assert (step.kernel, product.kernel) == ("add_layer_norm", "aten.mul.Tensor")
+    assert [getattr(it, "name", it) for it in step.args] == ["1", "20", second, "first", None]
+    assert dict(step.kwargs) == {"eps": 1e-05}
+    assert [value.name for value in step.results] == ["33", "32"]
+
+
+def test_a_first_sum_that_others_read_stays():
+    first, step, *_ = summed(TWO, "%36: f32[T, 16] = aten.neg(%31)\n")
+    assert (first.kernel, step.kernel) == ("aten.add.Tensor", "add_layer_norm")
+    assert [getattr(it, "name", it) for it in step.args[:3]] == ["31", "20", None]
+
+
+def test_a_sum_serves_one_norm():
+    more = "%36: f32[T, 16] = optpipe.layer_norm(%32, @first, eps=1e-05)\n"
+    assert [it.kernel for it in summed(ONE, more)] == [
+        "add_layer_norm",
+        "aten.mul.Tensor",
+        "layer_norm",
+        "gather_rows",
+    ]
+
+
+@pytest.mark.parametrize(
+    "sums",
+    ["%32: f32[T, 16] = aten.mul.Tensor(%1, %20)\n", "%32: f32[T, 16] = aten.add.Tensor(%1, 1.0)\n"],
+    ids=["a product", "a number"],
+)
+def test_a_norm_of_something_else_is_left_as_it_is(sums):
+    assert [step.kernel for step in summed(sums)][1] == "layer_norm"
