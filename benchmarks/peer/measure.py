@@ -191,13 +191,16 @@ def interleave(
 ) -> dict[str, dict[str, list[float]]]:
     """Tokens a second: driver → cell → a rate a round. One round before them does not count.
 
+    Every second round goes backwards, as what a driver shows depends on who ran before it.
+
     Args:
         bounds: by the names of drivers, measured after each of their rates.
     """
     found: dict[str, dict[str, list[float]]] = {name: {it.name: [] for it in CELLS} for name in drivers}
     for turn in range(rounds + 1):
+        order = list(drivers.items())[:: -1 if turn % 2 else 1]
         for cell in CELLS:
-            for name, driver in drivers.items():
+            for name, driver in order:
                 if turn == 0 and cell.batch > 1:
                     continue
                 value = rate(driver, cell)
