@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
 from optpipe.testing import mapping_names
 
@@ -16,8 +17,13 @@ ENTRIES = {row["name"]: row for row in TABLE["entries"]}
 
 
 def test_every_entry_of_the_mapping_is_there_and_enough_are_verified():
-    assert set(ENTRIES) == set(mapping_names())
-    assert TABLE["verified"] == sum(row["verified"] for row in ENTRIES.values()) >= FLOOR
+    """Another transformers may bring model types or drop refused ones; never one that the table verifies."""
+    verified = {name for name, row in ENTRIES.items() if row["verified"]}
+    if transformers.__version__ == TABLE["transformers"]:
+        assert set(ENTRIES) == set(mapping_names())
+    else:
+        assert verified <= set(mapping_names())
+    assert TABLE["verified"] == len(verified) >= FLOOR
 
 
 def test_every_refusal_is_one_line_for_people():
